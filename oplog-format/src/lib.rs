@@ -1,0 +1,1 @@
+//! Bytes and entries of the redisdr oplog.

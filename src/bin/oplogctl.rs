@@ -1,0 +1,2 @@
+//! oplogctl: reads the oplog of a redisdr node.
+fn main() {}
