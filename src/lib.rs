@@ -7,5 +7,6 @@
 pub mod apply;
 pub mod capture;
 pub mod link;
+pub mod local;
 pub mod snapshot;
 pub mod store;
