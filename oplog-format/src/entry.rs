@@ -2,6 +2,7 @@
 
 use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::error::FormatError;
+use crate::op::OpWalk;
 use crate::position::OpId;
 
 /// First four bytes of an entry.
@@ -215,9 +216,56 @@ pub fn decode_entry(buf: &[u8]) -> Result<Decoded<'_>, FormatError> {
     Ok(Decoded::Entry(EntryRef { header, payload, frame }))
 }
 
+/// The part of an entry above `op`, as an entry of its own: for a reader whose position lies within it, as that
+/// of a snapshot may. `None` where `op` is not the end of an op outside of a transaction.
+///
+/// # Errors
+/// [`FormatError::Op`] where the payload is no run of ops.
+pub fn split_after(entry: &EntryRef<'_>, op: OpId) -> Result<Option<Vec<u8>>, FormatError> {
+    let Some(skip) = (op + 1).checked_sub(entry.header.first_op()).and_then(|s| usize::try_from(s).ok())
+    else {
+        return Ok(None);
+    };
+    let mut walk = OpWalk::new(entry.payload, entry.header.meta.db);
+    while walk.position() < skip {
+        if walk.step()?.is_none() {
+            return Ok(None);
+        }
+    }
+    let rest = entry.payload.get(skip..).unwrap_or_default();
+    if walk.position() != skip || walk.in_transaction() || rest.is_empty() {
+        return Ok(None);
+    }
+    let op_count = entry.header.meta.op_count.saturating_sub(walk.count()).max(1);
+    let meta = EntryMeta { db: walk.db(), op_count, ..entry.header.meta };
+    let mut out = Vec::new();
+    encode_entry(&meta, rest, &mut out)?;
+    Ok(Some(out))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_splits_between_ops_and_not_within() {
+        let select = b"*2\r\n$6\r\nSELECT\r\n$1\r\n5\r\n";
+        let del = b"*2\r\n$3\r\nDEL\r\n$1\r\na\r\n";
+        let payload = [&select[..], del, del].concat();
+        let len = payload.len() as u64;
+        let mut buf = Vec::new();
+        encode_entry(&EntryMeta { last_op: 1000, op_count: 3, ..meta() }, &payload, &mut buf).unwrap();
+        let Decoded::Entry(e) = decode_entry(&buf).unwrap() else { panic!("incomplete") };
+        let first = 1001 - len;
+        let at = first + (select.len() + del.len()) as u64 - 1;
+        let tail = split_after(&e, at).unwrap().unwrap();
+        let Decoded::Entry(t) = decode_entry(&tail).unwrap() else { panic!("incomplete") };
+        assert_eq!((t.header.first_op(), t.header.meta.last_op), (at + 1, 1000));
+        assert_eq!((t.header.meta.db, t.header.meta.op_count, t.payload), (5, 1, &del[..]));
+        assert_eq!(split_after(&e, at + 1), Ok(None));
+        assert_eq!(split_after(&e, 1000), Ok(None));
+        assert_eq!(split_after(&e, first - 1).unwrap().unwrap(), buf);
+    }
 
     fn meta() -> EntryMeta {
         EntryMeta { last_op: 100, time_ms: 1_700_000_000_123, db: 3, op_count: 2, service_id: 7, flags: 0 }

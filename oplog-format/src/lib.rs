@@ -13,9 +13,11 @@ pub mod op;
 pub mod position;
 pub mod segment;
 
-pub use entry::{decode_entry, encode_entry, Decoded, EntryHeader, EntryMeta, EntryRef, ENTRY_HEADER_LEN};
+pub use entry::{
+    decode_entry, encode_entry, split_after, Decoded, EntryHeader, EntryMeta, EntryRef, ENTRY_HEADER_LEN,
+};
 pub use error::FormatError;
 pub use index::{Footer, IndexPoint, FOOTER_LEN};
-pub use op::{parse_op, Arg, OpScan};
+pub use op::{parse_op, Arg, OpScan, OpWalk};
 pub use position::{History, Lineage, LineageItem, OpId};
 pub use segment::{SegmentHeader, SEGMENT_HEADER_LEN};

@@ -105,6 +105,84 @@ pub fn parse_op(buf: &[u8], args: &mut Vec<Arg>) -> Result<OpScan, FormatError> 
     Ok(OpScan::Complete { len: pos })
 }
 
+/// Walks over the ops of a payload and keeps track of database and transaction.
+#[derive(Debug)]
+pub struct OpWalk<'a> {
+    payload: &'a [u8],
+    position: usize,
+    args: Vec<Arg>,
+    db: u32,
+    in_transaction: bool,
+    count: u32,
+}
+
+impl<'a> OpWalk<'a> {
+    /// Begins at the start of a payload whose first op runs in `db`.
+    #[must_use]
+    pub fn new(payload: &'a [u8], db: u32) -> Self {
+        Self { payload, position: 0, args: Vec::new(), db, in_transaction: false, count: 0 }
+    }
+
+    /// Goes over the next op and returns its arguments; `None` at the end.
+    ///
+    /// # Errors
+    /// [`FormatError::Op`] where no whole op stands there.
+    pub fn step(&mut self) -> Result<Option<Vec<&'a [u8]>>, FormatError> {
+        let rest = self.payload.get(self.position..).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let at = self.position as u64;
+        let len = match parse_op(rest, &mut self.args) {
+            Ok(OpScan::Complete { len }) => len,
+            Ok(OpScan::Incomplete { .. }) => {
+                return Err(FormatError::Op { offset: at, reason: "cut off at the end of the payload" });
+            }
+            Err(FormatError::Op { offset, reason }) => {
+                return Err(FormatError::Op { offset: offset + at, reason });
+            }
+            Err(e) => return Err(e),
+        };
+        let argv: Vec<&'a [u8]> = self.args.iter().map(|a| a.of(rest)).collect();
+        self.position += len;
+        self.count = self.count.saturating_add(1);
+        let name = argv.first().copied().unwrap_or_default();
+        if name.eq_ignore_ascii_case(b"select") {
+            let db = argv.get(1).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| d.parse().ok());
+            self.db = db.ok_or(FormatError::Op { offset: at, reason: "SELECT without a database" })?;
+        } else if name.eq_ignore_ascii_case(b"multi") {
+            self.in_transaction = true;
+        } else if name.eq_ignore_ascii_case(b"exec") {
+            self.in_transaction = false;
+        }
+        Ok(Some(argv))
+    }
+
+    /// Offset of the next op.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Database in which the next op runs.
+    #[must_use]
+    pub fn db(&self) -> u32 {
+        self.db
+    }
+
+    /// Whether the next op belongs to an open transaction.
+    #[must_use]
+    pub fn in_transaction(&self) -> bool {
+        self.in_transaction
+    }
+
+    /// Ops passed.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
