@@ -6,7 +6,9 @@
 
 pub mod apply;
 pub mod capture;
+pub mod config;
 pub mod link;
 pub mod local;
 pub mod snapshot;
+pub mod status;
 pub mod store;
