@@ -1,1 +1,24 @@
-//! snapshot
+//! RDB snapshots: a streaming reader, RESTORE payloads, our own aux field, whole-file checks.
+//!
+//! Nothing here knows the module API, the clock or threads: bytes in, events and bytes out.
+//! Format source: `rdb.c` and `rdb.h` of Redis 6.0 to 8.0 and Valkey 8.0 to 9.x.
+
+pub mod aux;
+pub mod crc64;
+mod error;
+mod input;
+pub mod module_value;
+pub mod payload;
+pub mod reader;
+mod source;
+mod strings;
+pub mod strip;
+mod value;
+pub mod verify;
+
+pub use aux::{AuxContent, AuxError, Mode, RdbHead};
+pub use error::SnapshotError;
+pub use payload::restore_payload;
+pub use reader::{Crc, Event, Flavor, RdbReader};
+pub use strip::{strip_rdb, StripReport};
+pub use verify::{verify_file, RdbSummary};
