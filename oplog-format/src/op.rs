@@ -41,13 +41,44 @@ pub enum OpScan {
     },
 }
 
-enum Line {
+/// A line that holds a length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// The number, and the offset behind the line.
     Number(u64, usize),
+    /// The line is not whole.
     More,
 }
 
-/// Reads a decimal length between the type byte at `at` and CRLF.
-fn line(buf: &[u8], at: usize, kind: u8, max: u64) -> Result<Line, FormatError> {
+/// Reads the decimal length between the type byte `kind` at `at` and CRLF.
+///
+/// # Errors
+/// [`FormatError::Op`] where another byte stands at `at`, or no number up to `max` follows.
+#[inline]
+pub fn length_line(buf: &[u8], at: usize, kind: u8, max: u64) -> Result<Line, FormatError> {
+    let digit = |b: u8| u64::from(b.wrapping_sub(b'0'));
+    // Nearly every line has one to three digits: told by their shape, without a loop.
+    let (value, len) = match buf.get(at..) {
+        Some([k, a, b'\r', b'\n', ..]) if *k == kind && digit(*a) < 10 => (digit(*a), 4),
+        Some([k, a, b, b'\r', b'\n', ..]) if *k == kind && digit(*a) < 10 && digit(*b) < 10 => {
+            (digit(*a) * 10 + digit(*b), 5)
+        }
+        Some([k, a, b, c, b'\r', b'\n', ..])
+            if *k == kind && digit(*a) < 10 && digit(*b) < 10 && digit(*c) < 10 =>
+        {
+            (digit(*a) * 100 + digit(*b) * 10 + digit(*c), 6)
+        }
+        _ => return any_length_line(buf, at, kind, max),
+    };
+    if value > max {
+        return Err(FormatError::Op { offset: at as u64, reason: "length out of bounds" });
+    }
+    Ok(Line::Number(value, at + len))
+}
+
+#[cold]
+#[inline(never)]
+fn any_length_line(buf: &[u8], at: usize, kind: u8, max: u64) -> Result<Line, FormatError> {
     let wrong = |reason| FormatError::Op { offset: at as u64, reason };
     match buf.get(at) {
         None => return Ok(Line::More),
@@ -82,13 +113,13 @@ fn line(buf: &[u8], at: usize, kind: u8, max: u64) -> Result<Line, FormatError> 
 /// bounds.
 pub fn parse_op(buf: &[u8], args: &mut Vec<Arg>) -> Result<OpScan, FormatError> {
     args.clear();
-    let (count, mut pos) = match line(buf, 0, b'*', MAX_ARGS)? {
+    let (count, mut pos) = match length_line(buf, 0, b'*', MAX_ARGS)? {
         Line::More => return Ok(OpScan::Incomplete { needed: buf.len() as u64 + 1 }),
         Line::Number(0, _) => return Err(FormatError::Op { offset: 0, reason: "empty array" }),
         Line::Number(n, pos) => (n, pos),
     };
     for _ in 0..count {
-        let (len, start) = match line(buf, pos, b'$', MAX_ARG_LEN)? {
+        let (len, start) = match length_line(buf, pos, b'$', MAX_ARG_LEN)? {
             Line::More => return Ok(OpScan::Incomplete { needed: buf.len() as u64 + 1 }),
             Line::Number(n, start) => (n, start),
         };
