@@ -270,7 +270,7 @@ fn a_large_entry_and_an_empty_source_pass() {
     let target = Target::new(1);
     let _link = target.link_to(&endpoint);
     target.wait_equal(&source);
-    source.write_entry(now_ms(), &[set_op(1, 20_000_000)]);
+    source.write_entry(now_ms(), &[set_op(1, 5_000_000)]);
     source.write(3);
     target.wait_equal(&source);
 }
