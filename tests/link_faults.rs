@@ -100,9 +100,11 @@ fn no_flipped_bit_gets_through() {
     let rig = Rig::new();
     let len = lengths(&rig)[Way::ToTarget as usize];
     for i in 0..24 {
-        let at = 500 + i * (len - 500) / 24;
+        let at = 500 + i * (len - 1500) / 24;
         rig.bootstrap(Some(Fault { way: Way::ToTarget, at, kind: Kind::Flip }));
     }
+    // Each was seen, and answered by a second connection.
+    assert!(rig.proxy.connections() >= 1 + 2 * 24, "{}", rig.proxy.connections());
 }
 
 /// The connection is cut again and again under load: equal at the end, each op once, no second full sync.

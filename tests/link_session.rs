@@ -294,3 +294,29 @@ fn lag_in_time_is_the_age_of_the_next_op() {
     source.write_entry(now_ms() - 9_000, &[set_op(1, 10)]);
     wait_for("lag while away", || endpoint.targets()[0].lag_ms >= 9_000);
 }
+
+/// Neither a write nor its ack waits for a timer: half of them are through in a small part of the shortest
+/// interval that the link knows.
+#[test]
+fn a_write_and_its_ack_wait_for_no_timer() {
+    let source = Source::new();
+    let endpoint = source.start();
+    let target = Target::new(1);
+    let _link = target.link_to(&endpoint);
+    target.wait_equal(&source);
+    wait_for("streaming", || endpoint.targets()[0].state == TargetState::Streaming);
+    let mut times: Vec<Duration> = (0..200u64)
+        .map(|n| {
+            let begun = std::time::Instant::now();
+            let op = source.write_entry(now_ms(), &[set_op(n, 10)]);
+            while endpoint.durable_on(op) == 0 {
+                assert!(begun.elapsed() < link_support::PATIENCE);
+                std::thread::yield_now();
+            }
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    eprintln!("write to durable ack: median {:?}, 99 % {:?}", times[100], times[198]);
+    assert!(times[100] < Duration::from_millis(20), "{:?}", times[100]);
+}

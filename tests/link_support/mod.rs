@@ -121,6 +121,22 @@ pub fn entry_of(first: OpId, time_ms: u64, ops: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
+impl Drop for Source {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(*self.panics.lock(), Vec::<String>::new());
+        }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(*self.panics.lock(), Vec::<String>::new());
+        }
+    }
+}
+
 // ---- source
 
 pub struct Source {
@@ -136,6 +152,7 @@ pub struct Source {
     /// Snapshots take until this is false.
     pub stuck: AtomicBool,
     pub registered: Mutex<Vec<Registered>>,
+    pub panics: Mutex<Vec<String>>,
 }
 
 impl Source {
@@ -154,6 +171,7 @@ impl Source {
             snapshots: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
             registered: Mutex::default(),
+            panics: Mutex::default(),
         })
     }
 
@@ -225,6 +243,9 @@ impl SourceHost for Source {
     fn registry_changed(&self, registered: &[Registered]) {
         *self.registered.lock() = registered.to_vec();
     }
+    fn panicked(&self, thread: &str, what: &str) {
+        self.panics.lock().push(format!("{thread}: {what}"));
+    }
 }
 
 fn filling(len: usize) -> Vec<u8> {
@@ -260,6 +281,7 @@ pub struct Target {
     pub unstuck: Condvar,
     pub quit: AtomicBool,
     pub staging: PathBuf,
+    pub panics: Mutex<Vec<String>>,
 }
 
 impl Target {
@@ -287,6 +309,7 @@ impl Target {
             stuck: Mutex::new(false),
             unstuck: Condvar::new(),
             quit: AtomicBool::new(false),
+            panics: Mutex::default(),
         })
     }
 
@@ -447,5 +470,8 @@ impl TargetHost for Target {
     }
     fn state(&self, state: &LinkState) {
         self.states.lock().push(state.clone());
+    }
+    fn panicked(&self, thread: &str, what: &str) {
+        self.panics.lock().push(format!("{thread}: {what}"));
     }
 }
