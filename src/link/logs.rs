@@ -1,0 +1,243 @@
+//! What the link asks of a log: entries from any op on, and what stands in a stretch of it.
+
+use std::sync::Arc;
+
+use oplog_format::{
+    decode_entry, encode_entry, parse_op, Decoded, EntryHeader, EntryMeta, EntryRef, FormatError, OpId,
+    OpScan,
+};
+
+use super::guard::Tail;
+use super::storage::{Log, LogReader, ReadError};
+
+/// Bytes read at once where a stretch is looked through.
+const STEP: usize = 256 * 1024;
+
+/// Calls `each` for each entry in `frames`, which must be whole ones.
+///
+/// # Errors
+/// [`FormatError`] where they are not, or what `each` returns.
+pub(crate) fn each_entry<'a>(
+    frames: &'a [u8],
+    mut each: impl FnMut(EntryRef<'a>) -> Result<(), FormatError>,
+) -> Result<(), FormatError> {
+    let mut rest = frames;
+    while !rest.is_empty() {
+        match decode_entry(rest)? {
+            Decoded::Entry(entry) => {
+                rest = rest.get(entry.frame.len()..).unwrap_or_default();
+                each(entry)?;
+            }
+            Decoded::Incomplete { needed } => {
+                return Err(FormatError::Short { what: "entry", needed, got: rest.len() as u64 });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Length of the frame at the start of `frames`, which came checked from the log.
+fn frame_len(frames: &[u8]) -> Result<(EntryHeader, usize), FormatError> {
+    let header = EntryHeader::decode(frames)?;
+    let len = usize::try_from(header.frame_len()).unwrap_or(usize::MAX);
+    if len > frames.len() {
+        return Err(FormatError::Short {
+            what: "entry",
+            needed: header.frame_len(),
+            got: frames.len() as u64,
+        });
+    }
+    Ok((header, len))
+}
+
+/// Last op id in `frames`, which came checked from the log.
+pub(crate) fn last_op(frames: &[u8]) -> Result<OpId, FormatError> {
+    let mut rest = frames;
+    let mut last = 0;
+    while !rest.is_empty() {
+        let (header, len) = frame_len(rest)?;
+        last = header.meta.last_op;
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    Ok(last)
+}
+
+/// Parts `frames` before the first entry that begins at or above `op`.
+pub(crate) fn split_at(frames: &[u8], op: OpId) -> Result<(&[u8], &[u8]), FormatError> {
+    let mut at = 0;
+    while let Some(rest) = frames.get(at..).filter(|r| !r.is_empty()) {
+        let (header, len) = frame_len(rest)?;
+        if header.first_op() >= op {
+            break;
+        }
+        at += len;
+    }
+    Ok(frames.split_at(at))
+}
+
+/// A reader, and what comes before it: the rest of an entry with its last op id.
+pub(crate) type Opened = (LogReader, Option<(Vec<u8>, OpId)>);
+
+/// A reader that goes on at `from`. Where that stands within an entry (another node of the shard framed the
+/// same ops otherwise), the rest of that entry comes as a frame of its own, with its last op id.
+pub(crate) fn open_at(log: &Arc<Log>, from: OpId) -> Result<Opened, ReadError> {
+    match log.reader(from) {
+        Err(ReadError::NotABoundary { entry_first, entry_last, .. }) => {
+            let mut reader = log.reader(entry_first)?;
+            let mut frame = Vec::new();
+            reader.next(1, &mut frame)?;
+            let rest = rest_of(&frame, from);
+            // Ops are whole in either framing; a position within one belongs to no log of this shard.
+            let rest = rest.ok_or(ReadError::NotABoundary { op: from, entry_first, entry_last })?;
+            Ok((reader, Some((rest, entry_last))))
+        }
+        other => other.map(|reader| (reader, None)),
+    }
+}
+
+/// The ops of an entry from `from` on, as an entry.
+fn rest_of(frame: &[u8], from: OpId) -> Option<Vec<u8>> {
+    let Ok(Decoded::Entry(entry)) = decode_entry(frame) else { return None };
+    let cut = usize::try_from(from.checked_sub(entry.header.first_op())?).ok()?;
+    let mut args = Vec::new();
+    let (mut at, mut db, mut before) = (0, entry.header.meta.db, 0);
+    while at < cut {
+        let op = entry.payload.get(at..)?;
+        let Ok(OpScan::Complete { len }) = parse_op(op, &mut args) else { return None };
+        if let [name, arg] = args.as_slice() {
+            if name.of(op).eq_ignore_ascii_case(b"select") {
+                db = std::str::from_utf8(arg.of(op)).ok()?.parse().ok()?;
+            }
+        }
+        at += len;
+        before += 1;
+    }
+    let payload = entry.payload.get(at..).filter(|p| at == cut && !p.is_empty())?;
+    let op_count = entry.header.meta.op_count.checked_sub(before)?;
+    let mut out = Vec::new();
+    encode_entry(&EntryMeta { db, op_count, ..entry.header.meta }, payload, &mut out).ok()?;
+    Some(out)
+}
+
+/// When the op at `op` was written; `None` where it is not in the log.
+pub(crate) fn time_of(log: &Arc<Log>, op: OpId) -> Option<u64> {
+    let (mut reader, first) = open_at(log, op).ok()?;
+    let frame = match first {
+        Some((frame, _)) => frame,
+        None => {
+            let mut frame = Vec::new();
+            reader.next(1, &mut frame).ok()??;
+            frame
+        }
+    };
+    Some(EntryHeader::decode(&frame).ok()?.meta.time_ms)
+}
+
+/// What `log` holds above `common`: whether it can matter, and over which time. `None` where it cannot be
+/// read.
+#[must_use]
+pub fn tail_above(log: &Arc<Log>, common: OpId) -> Option<Tail> {
+    let (mut reader, first) = open_at(log, common.saturating_add(1)).ok()?;
+    let mut seen = Effects::default();
+    if let Some((frame, _)) = first {
+        seen.look(&frame).ok()?;
+    }
+    let mut frames = Vec::new();
+    loop {
+        frames.clear();
+        if reader.next(STEP, &mut frames).ok()?.is_none() {
+            break;
+        }
+        seen.look(&frames).ok()?;
+    }
+    Some(seen.tail())
+}
+
+#[derive(Default)]
+struct Effects {
+    first_ms: Option<u64>,
+    last_ms: u64,
+}
+
+impl Effects {
+    fn look(&mut self, frames: &[u8]) -> Result<(), FormatError> {
+        each_entry(frames, |entry| {
+            if has_effect(entry.payload) {
+                let at = entry.header.meta.time_ms;
+                self.first_ms.get_or_insert(at);
+                self.last_ms = at;
+            }
+            Ok(())
+        })
+    }
+
+    fn tail(&self) -> Tail {
+        let span_ms = self.first_ms.map_or(0, |first| self.last_ms.saturating_sub(first));
+        Tail { effective: self.first_ms.is_some(), span_ms }
+    }
+}
+
+/// Whether any op in a payload may change data: everything but what a server says to keep a link alive.
+fn has_effect(payload: &[u8]) -> bool {
+    let mut args = Vec::new();
+    let mut rest = payload;
+    while !rest.is_empty() {
+        let Ok(OpScan::Complete { len }) = parse_op(rest, &mut args) else { return true };
+        let name = args.first().map(|a| a.of(rest)).unwrap_or_default();
+        let idle: [&[u8]; 5] = [b"ping", b"select", b"replconf", b"multi", b"exec"];
+        if !idle.iter().any(|i| name.eq_ignore_ascii_case(i)) {
+            return true;
+        }
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+    const SELECT: &[u8] = b"*2\r\n$6\r\nSELECT\r\n$1\r\n3\r\n";
+    const SET: &[u8] = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n";
+
+    fn entry(last_op: OpId, ops: &[&[u8]]) -> Vec<u8> {
+        let payload = ops.concat();
+        let op_count = ops.len() as u32;
+        let meta = EntryMeta { last_op, time_ms: 5, db: 0, op_count, service_id: 1, flags: 0 };
+        let mut out = Vec::new();
+        encode_entry(&meta, &payload, &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn the_rest_of_an_entry_is_an_entry_with_the_right_db() {
+        let frame = entry(1000, &[PING, SELECT, SET, SET]);
+        let first = 1000 - (PING.len() + SELECT.len() + 2 * SET.len()) as u64 + 1;
+        let from = first + (PING.len() + SELECT.len() + SET.len()) as u64;
+        let rest = rest_of(&frame, from).unwrap();
+        let Ok(Decoded::Entry(e)) = decode_entry(&rest) else { panic!() };
+        assert_eq!(e.payload, SET);
+        assert_eq!((e.header.meta.db, e.header.meta.op_count, e.header.meta.last_op), (3, 1, 1000));
+        assert_eq!(e.header.first_op(), from);
+        assert_eq!(rest_of(&frame, from + 1), None);
+        assert_eq!(rest_of(&frame, 1001), None);
+    }
+
+    #[test]
+    fn only_keep_alives_have_no_effect() {
+        assert!(!has_effect(&[PING, SELECT, b"*1\r\n$4\r\nping\r\n"].concat()));
+        assert!(has_effect(&[PING, SET].concat()));
+        assert!(has_effect(b"garbage"));
+    }
+
+    #[test]
+    fn frames_are_parted_at_a_history() {
+        let (a, b) = (entry(100, &[SET]), entry(100 + SET.len() as u64, &[SET]));
+        let both = [a.clone(), b.clone()].concat();
+        assert_eq!(split_at(&both, 101).unwrap(), (&a[..], &b[..]));
+        assert_eq!(split_at(&both, 1).unwrap(), (&[][..], &both[..]));
+        assert_eq!(split_at(&both, 1000).unwrap(), (&both[..], &[][..]));
+        assert_eq!(last_op(&both).unwrap(), 100 + SET.len() as u64);
+    }
+}
