@@ -79,6 +79,7 @@ pub struct LineageItem {
 
 /// The histories that a log went through, oldest first, `first_op` never falling.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<LineageItem>")]
 pub struct Lineage(Vec<LineageItem>);
 
 /// Where two lineages part.
@@ -151,27 +152,44 @@ impl Lineage {
     }
 
     /// How far this lineage, written up to `own_end`, agrees with `other`, written up to `other_end`: the
-    /// highest op id that both hold as produced by the same history.
+    /// highest op id after which both are in the same state of the same history.
     #[must_use]
     pub fn common(&self, own_end: OpId, other: &Self, other_end: OpId) -> Common {
-        // Histories are random ids, each opened at one place: one that both name is the same run of ops up to
-        // where the first of the two leaves it.
+        // Histories are random ids, each opened at one place: where both are in one at the same op id, they
+        // hold the same data. The op before a history's first is a state of it, too: a history in which one side
+        // has not written yet counts up to there.
+        let mut best: Option<OpId> = None;
         for (i, mine) in self.0.iter().enumerate().rev() {
-            let Some((j, theirs)) = other.0.iter().enumerate().rev().find(|(_, t)| t.history == mine.history)
-            else {
-                continue;
-            };
-            let my_end = self.0.get(i + 1).map_or(own_end, |n| n.first_op.saturating_sub(1).min(own_end));
-            let their_end =
-                other.0.get(j + 1).map_or(other_end, |n| n.first_op.saturating_sub(1).min(other_end));
-            let end = my_end.min(their_end);
-            // Opened but nothing written in it on one of the sides: what came before counts.
-            if end + 1 < mine.first_op.max(theirs.first_op) {
-                continue;
+            let my_end = self.end_of(i, own_end);
+            if best.is_some_and(|b| b >= my_end) {
+                break;
             }
-            return Common::UpTo(end);
+            for (j, _) in other.0.iter().enumerate().filter(|(_, t)| t.history == mine.history) {
+                let end = my_end.min(other.end_of(j, other_end));
+                if end >= self.start_of(i).max(other.start_of(j)) {
+                    best = best.max(Some(end));
+                }
+            }
         }
-        Common::Unrelated
+        best.map_or(Common::Unrelated, Common::UpTo)
+    }
+
+    /// The op whose state the item at `i` began from.
+    fn start_of(&self, i: usize) -> OpId {
+        self.0.get(i).map_or(0, |item| item.first_op.saturating_sub(1))
+    }
+
+    /// The last op of the item at `i` in a log that ends with `end`.
+    fn end_of(&self, i: usize, end: OpId) -> OpId {
+        self.0.get(i + 1).map_or(end, |next| next.first_op.saturating_sub(1).min(end))
+    }
+}
+
+impl TryFrom<Vec<LineageItem>> for Lineage {
+    type Error = FormatError;
+
+    fn try_from(items: Vec<LineageItem>) -> Result<Self, FormatError> {
+        Self::from_items(items)
     }
 }
 
