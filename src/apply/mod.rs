@@ -1,1 +1,25 @@
-//! apply
+//! Apply: from entries in the own log to the dataset, exactly once.
+
+pub mod execute;
+pub mod expiry;
+pub mod feed;
+pub mod load;
+pub mod ttl;
+pub mod wire;
+
+/// Which server applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerCaps {
+    /// Valkey, not Redis.
+    pub valkey: bool,
+    /// 0x00MMmmpp
+    pub version: u32,
+}
+
+impl ServerCaps {
+    /// Whether SET takes an absolute expiry (`PXAT`).
+    #[must_use]
+    pub fn set_pxat(self) -> bool {
+        self.version >= 0x06_02_00
+    }
+}

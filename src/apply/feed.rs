@@ -1,0 +1,326 @@
+//! The feed: reads the own log and sends each entry to the server as DR.APPLY, a few in flight.
+//!
+//! The server takes an entry only where it continues the dataset, so that sending again is always safe: after
+//! LOADING, BUSY or a lost connection the feed asks for the position and goes on from there.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use oplog_format::{decode_entry, split_after, Decoded, OpId};
+use parking_lot::Mutex;
+
+use crate::local::{Address, Conn, LocalError, Reply, Secret, Stream};
+use crate::store::{Log, LogReader, ReadError};
+
+/// Entries in flight. More would only lengthen the server's turns: each is up to 256 ops.
+const IN_FLIGHT: usize = 4;
+/// Bytes in flight, beyond which one entry at a time is sent.
+const IN_FLIGHT_BYTES: usize = 1 << 20;
+/// Bytes read from the log at once.
+const READ_BYTES: usize = 256 * 1024;
+/// Wait before something refused is sent again.
+const AGAIN: Duration = Duration::from_millis(20);
+/// How often a wait looks whether it is to stop.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Settings of a feed.
+#[derive(Clone)]
+pub struct FeedConfig {
+    /// The own server.
+    pub addr: Address,
+    /// Proof to it.
+    pub secret: Secret,
+    /// The own log.
+    pub log: Arc<Log>,
+    /// Stops by itself once this op is applied; `None`: never.
+    pub until: Option<OpId>,
+}
+
+/// How a feed ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FeedEnd {
+    /// Was told to.
+    Stopped,
+    /// Has applied the op that it was to go to.
+    Reached,
+    /// An op fails here.
+    Diverged(String),
+    /// The log cannot be read, or the dataset has no position in it.
+    Failed(String),
+}
+
+/// What all sides of a feed share.
+#[derive(Default)]
+struct Inner {
+    stop: AtomicBool,
+    applied: AtomicU64,
+    entries: AtomicU64,
+    stream: Mutex<Option<Stream>>,
+}
+
+/// A running feed. Stops when dropped.
+pub struct Feed {
+    inner: Arc<Inner>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Feed {
+    /// Starts the thread `dr-feed`; `ended` is called once, from it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn start(config: FeedConfig, ended: impl FnOnce(FeedEnd) + Send + 'static) -> std::io::Result<Self> {
+        let inner = Arc::new(Inner::default());
+        let own = Arc::clone(&inner);
+        let thread = std::thread::Builder::new().name("dr-feed".into()).spawn(move || {
+            let run = std::panic::AssertUnwindSafe(|| run(&config, &own));
+            let end = std::panic::catch_unwind(run)
+                .unwrap_or_else(|_| FeedEnd::Failed("the feed panicked, see the log".into()));
+            ended(end);
+        })?;
+        Ok(Self { inner, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Last op known to be applied.
+    #[must_use]
+    pub fn applied(&self) -> OpId {
+        self.inner.applied.load(Ordering::Acquire)
+    }
+
+    /// Entries applied since the start.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.inner.entries.load(Ordering::Relaxed)
+    }
+
+    /// Ends the feed and waits for its thread. Entries in flight may still be applied.
+    pub fn stop(&self) {
+        self.inner.stop.store(true, Ordering::Release);
+        if let Some(stream) = self.inner.stream.lock().as_ref() {
+            let _ = stream.shutdown();
+        }
+        if let Some(thread) = self.thread.lock().take() {
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run(config: &FeedConfig, inner: &Inner) -> FeedEnd {
+    let stopped = || inner.stop.load(Ordering::Acquire);
+    let mut told = false;
+    while !stopped() {
+        let mut conn = match Conn::open(&config.addr, &config.secret) {
+            Ok(conn) => conn,
+            Err(e) => {
+                if !std::mem::replace(&mut told, true) {
+                    log::warn!("feed: {e}; trying again");
+                }
+                std::thread::sleep(AGAIN);
+                continue;
+            }
+        };
+        *inner.stream.lock() = conn.stream().try_clone().ok();
+        match session(config, inner, &mut conn) {
+            Ok(end) => return end,
+            Err(LocalError::Closed | LocalError::Io(_)) if stopped() => return FeedEnd::Stopped,
+            Err(e) => {
+                if !std::mem::replace(&mut told, true) {
+                    log::warn!("feed: {e}; going on with a new connection");
+                }
+                std::thread::sleep(AGAIN);
+            }
+        }
+    }
+    FeedEnd::Stopped
+}
+
+/// Asks the server for its position until it has one to tell.
+fn position(inner: &Inner, conn: &mut Conn) -> Result<Option<OpId>, LocalError> {
+    loop {
+        match conn.call_raw(&[b"DR._POSITION"])? {
+            Reply::Int(n) => return Ok(u64::try_from(n).ok()),
+            Reply::Nil => return Ok(None),
+            Reply::Error(_) if inner.stop.load(Ordering::Acquire) => return Err(LocalError::Closed),
+            Reply::Error(e) if passes(&e) => std::thread::sleep(AGAIN),
+            Reply::Error(error) => return Err(LocalError::Reply { command: "DR._POSITION".into(), error }),
+            _ => return Err(LocalError::Protocol("position")),
+        }
+    }
+}
+
+/// Whether an error says that the server is busy with something that ends.
+fn passes(error: &str) -> bool {
+    ["LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN"].iter().any(|w| error.starts_with(w))
+}
+
+/// A reader that stands at `next`, and what is left of the entry that `next` lies in.
+fn reader_at(log: &Arc<Log>, next: OpId) -> Result<(LogReader, Vec<u8>), ReadError> {
+    match log.reader(next) {
+        Ok(reader) => Ok((reader, Vec::new())),
+        Err(ReadError::NotABoundary { op, entry_first, entry_last }) => {
+            let mut reader = log.reader(entry_first)?;
+            let mut frames = Vec::new();
+            reader.next(1, &mut frames)?;
+            let Ok(Decoded::Entry(entry)) = decode_entry(&frames) else {
+                return Err(ReadError::NotABoundary { op, entry_first, entry_last });
+            };
+            let len = entry.frame.len();
+            let Ok(Some(mut tail)) = split_after(&entry, next - 1) else {
+                return Err(ReadError::NotABoundary { op, entry_first, entry_last });
+            };
+            tail.extend_from_slice(frames.get(len..).unwrap_or_default());
+            Ok((reader, tail))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+struct Session<'a> {
+    inner: &'a Inner,
+    conn: &'a mut Conn,
+    /// Last op and length of each entry whose reply is due.
+    due: VecDeque<(OpId, usize)>,
+    due_bytes: usize,
+}
+
+fn session(config: &FeedConfig, inner: &Inner, conn: &mut Conn) -> Result<FeedEnd, LocalError> {
+    let failed = |e: ReadError| Ok(FeedEnd::Failed(format!("own log: {e}")));
+    let mut s = Session { inner, conn, due: VecDeque::new(), due_bytes: 0 };
+    'position: loop {
+        let Some(at) = position(inner, s.conn)? else {
+            return Ok(FeedEnd::Failed("the dataset's position is not known".into()));
+        };
+        inner.applied.store(at, Ordering::Release);
+        let (mut reader, mut frames) = match reader_at(&config.log, at + 1) {
+            Ok(r) => r,
+            Err(e) => return failed(e),
+        };
+        loop {
+            if inner.stop.load(Ordering::Acquire) {
+                s.drain()?;
+                return Ok(FeedEnd::Stopped);
+            }
+            if config.until.is_some_and(|u| inner.applied.load(Ordering::Acquire) >= u) {
+                return Ok(FeedEnd::Reached);
+            }
+            if frames.is_empty() {
+                if let Err(e) = reader.next(READ_BYTES, &mut frames) {
+                    return failed(e);
+                }
+            }
+            if frames.is_empty() {
+                if s.due.is_empty() {
+                    config.log.wait_written(reader.position() - 1, TICK);
+                    continue;
+                }
+                s.conn.flush()?;
+                match s.reply()? {
+                    Next::Go => continue,
+                    Next::Position => continue 'position,
+                    Next::End(end) => return Ok(end),
+                }
+            }
+            match s.send(&frames, config.until)? {
+                Next::Go => frames.clear(),
+                Next::Position => continue 'position,
+                Next::End(end) => return Ok(end),
+            }
+        }
+    }
+}
+
+enum Next {
+    Go,
+    Position,
+    End(FeedEnd),
+}
+
+impl Session<'_> {
+    /// Sends all entries of `frames`, reading replies where too many are due.
+    fn send(&mut self, frames: &[u8], until: Option<OpId>) -> Result<Next, LocalError> {
+        let mut rest = frames;
+        while !rest.is_empty() {
+            let Ok(Decoded::Entry(whole)) = decode_entry(rest) else {
+                return Ok(Next::End(FeedEnd::Failed("own log: an entry is cut off".into())));
+            };
+            rest = rest.get(whole.frame.len()..).unwrap_or_default();
+            if until.is_some_and(|u| whole.header.first_op() > u) {
+                break;
+            }
+            let first = whole.header.first_op().to_string();
+            let (frame, last) = (whole.frame, whole.header.meta.last_op);
+            while self.due.len() >= IN_FLIGHT || self.due_bytes > IN_FLIGHT_BYTES {
+                self.conn.flush()?;
+                match self.reply()? {
+                    Next::Go => {}
+                    other => return Ok(other),
+                }
+            }
+            self.conn.push(&[b"DR.APPLY", first.as_bytes(), frame]);
+            self.due.push_back((last, frame.len()));
+            self.due_bytes += frame.len();
+            if frame.len() > IN_FLIGHT_BYTES {
+                self.conn.flush()?;
+            }
+        }
+        self.conn.flush()?;
+        Ok(Next::Go)
+    }
+
+    fn take_due(&mut self) -> Option<OpId> {
+        let (last, len) = self.due.pop_front()?;
+        self.due_bytes -= len;
+        Some(last)
+    }
+
+    /// Reads one reply.
+    fn reply(&mut self) -> Result<Next, LocalError> {
+        let reply = self.conn.read_reply()?;
+        let last = self.take_due();
+        match reply {
+            Reply::Error(e) if e.starts_with("DIVERGED") => {
+                self.drain()?;
+                Ok(Next::End(FeedEnd::Diverged(e.trim_start_matches("DIVERGED ").to_owned())))
+            }
+            Reply::Error(e) if e.starts_with("DRPOSITION") || passes(&e) => {
+                // Whatever is in flight behind it has met the same: all of it is sent again.
+                self.drain()?;
+                if !e.starts_with("DRPOSITION") {
+                    std::thread::sleep(AGAIN);
+                }
+                Ok(Next::Position)
+            }
+            Reply::Error(error) => Err(LocalError::Reply { command: "DR.APPLY".into(), error }),
+            _ => {
+                if let Some(last) = last {
+                    self.inner.applied.store(last, Ordering::Release);
+                    self.inner.entries.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(Next::Go)
+            }
+        }
+    }
+
+    /// Reads the replies that are still due.
+    fn drain(&mut self) -> Result<(), LocalError> {
+        self.conn.flush()?;
+        while !self.due.is_empty() {
+            let reply = self.conn.read_reply()?;
+            if let (Some(last), false) = (self.take_due(), matches!(reply, Reply::Error(_))) {
+                self.inner.applied.store(last, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+}

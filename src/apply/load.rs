@@ -1,0 +1,204 @@
+//! Loads a verified RDB file into the own server: DR._LOAD BEGIN, functions, keys in batches, END.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use oplog_format::{codec, Lineage, OpId};
+
+use super::ttl::hold;
+use crate::local::{Conn, LocalError, Reply};
+use crate::snapshot::{restore_payload, Event, RdbReader, SnapshotError};
+
+/// Keys of one command.
+const BATCH_KEYS: usize = 64;
+/// Bytes of one command, above which a key comes alone.
+const BATCH_BYTES: usize = 128 * 1024;
+/// Commands in flight.
+const IN_FLIGHT: usize = 4;
+
+/// What is loaded, and what it will then be.
+#[derive(Debug)]
+pub struct LoadPlan<'a> {
+    /// The RDB.
+    pub path: &'a Path,
+    /// Last op in it.
+    pub op_id: OpId,
+    /// Histories up to there.
+    pub lineage: &'a Lineage,
+    /// Whether expiries in it are held already (saved by a linked target).
+    pub held: bool,
+    /// Whether to begin with an empty dataset; else keys are added and replaced.
+    pub flush: bool,
+}
+
+/// How far a load is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Keys restored.
+    pub keys: u64,
+}
+
+/// Why a load failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The file.
+    Snapshot(SnapshotError),
+    /// The connection.
+    Local(LocalError),
+    /// The server refuses something in it.
+    Refused(String),
+    /// Was told to stop.
+    Stopped,
+}
+
+impl std::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Snapshot(e) => e.fmt(f),
+            Self::Local(e) => e.fmt(f),
+            Self::Refused(e) => f.write_str(e),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+impl From<SnapshotError> for LoadError {
+    fn from(e: SnapshotError) -> Self {
+        Self::Snapshot(e)
+    }
+}
+
+impl From<LocalError> for LoadError {
+    fn from(e: LocalError) -> Self {
+        Self::Local(e)
+    }
+}
+
+struct Batch {
+    db: u32,
+    /// Name, expiry as text, payload.
+    keys: Vec<(Vec<u8>, String, Vec<u8>)>,
+    bytes: usize,
+}
+
+struct Loader<'a> {
+    conn: &'a mut Conn,
+    due: usize,
+    batch: Batch,
+    progress: LoadProgress,
+}
+
+/// Loads the file. The server's dataset is then what the file holds, at `plan.op_id`.
+///
+/// # Errors
+/// [`LoadError`]; the dataset is then not whole.
+pub fn load(
+    plan: &LoadPlan<'_>,
+    conn: &mut Conn,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<LoadProgress, LoadError> {
+    let file =
+        File::open(plan.path).map_err(|e| SnapshotError::Io { offset: 0, source: e }.in_file(plan.path))?;
+    let mut reader = RdbReader::new(BufReader::with_capacity(1 << 20, file));
+    let batch = Batch { db: 0, keys: Vec::new(), bytes: 0 };
+    let mut loader = Loader { conn, due: 0, batch, progress: LoadProgress::default() };
+    if plan.flush {
+        loader.call(&[b"DR._LOAD", b"BEGIN"])?;
+    }
+    let (mut rdb_version, mut db) = (0u16, 0u32);
+    loop {
+        if stop.load(Ordering::Acquire) {
+            return Err(LoadError::Stopped);
+        }
+        loader.progress.bytes = reader.offset();
+        match reader.next_event()? {
+            None => break,
+            Some(Event::Header { version, .. }) => rdb_version = version,
+            Some(Event::SelectDb(n)) => db = n,
+            Some(Event::Function { code, .. }) => {
+                let argv: [&[u8]; 7] = [b"DR._LOAD", b"CMD", b"0", b"FUNCTION", b"LOAD", b"REPLACE", &code];
+                loader.call(&argv)?;
+            }
+            Some(Event::Key(key)) => {
+                let expire = match key.expire_ms {
+                    None => -1,
+                    Some(ms) if plan.held => ms,
+                    Some(ms) => hold(ms),
+                };
+                let mut payload = Vec::new();
+                restore_payload(key.type_byte, key.value, rdb_version, &mut payload);
+                loader.add(db, key.key.to_vec(), expire, payload)?;
+                progress(loader.progress);
+            }
+            Some(_) => {}
+        }
+    }
+    loader.flush()?;
+    loader.settle(0)?;
+    let lineage = codec::encode(plan.lineage).map_err(|e| LoadError::Refused(e.to_string()))?;
+    loader.call(&[b"DR._LOAD", b"END", plan.op_id.to_string().as_bytes(), &lineage])?;
+    progress(loader.progress);
+    Ok(loader.progress)
+}
+
+impl Loader<'_> {
+    /// Sends one command and waits for it.
+    fn call(&mut self, argv: &[&[u8]]) -> Result<(), LoadError> {
+        self.flush()?;
+        self.settle(0)?;
+        self.conn.push(argv);
+        self.conn.flush()?;
+        self.due += 1;
+        self.settle(0)
+    }
+
+    fn add(&mut self, db: u32, key: Vec<u8>, expire: i64, payload: Vec<u8>) -> Result<(), LoadError> {
+        let bytes = key.len() + payload.len();
+        let full = self.batch.keys.len() >= BATCH_KEYS || self.batch.bytes + bytes > BATCH_BYTES;
+        if db != self.batch.db || full {
+            self.flush()?;
+        }
+        self.batch.db = db;
+        self.batch.bytes += bytes;
+        self.batch.keys.push((key, expire.to_string(), payload));
+        self.progress.keys += 1;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), LoadError> {
+        if self.batch.keys.is_empty() {
+            return Ok(());
+        }
+        let keys = std::mem::take(&mut self.batch.keys);
+        let large = std::mem::take(&mut self.batch.bytes) > BATCH_BYTES;
+        let db = self.batch.db.to_string();
+        let mut argv: Vec<&[u8]> = vec![b"DR._LOAD", b"KEYS", db.as_bytes()];
+        for (key, expire, payload) in &keys {
+            argv.extend([key.as_slice(), expire.as_bytes(), payload.as_slice()]);
+        }
+        self.settle(if large { 0 } else { IN_FLIGHT - 1 })?;
+        self.conn.push(&argv);
+        self.conn.flush()?;
+        self.due += 1;
+        Ok(())
+    }
+
+    /// Reads replies until at most `keep` are due.
+    fn settle(&mut self, keep: usize) -> Result<(), LoadError> {
+        while self.due > keep {
+            match self.conn.read_reply()? {
+                Reply::Error(e) => return Err(LoadError::Refused(e)),
+                _ => self.due -= 1,
+            }
+        }
+        Ok(())
+    }
+}

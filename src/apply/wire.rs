@@ -1,0 +1,139 @@
+//! Arguments of DR.APPLY and DR._LOAD, encoded by the feed and decoded by the handler.
+
+use oplog_format::{codec, decode_entry, Decoded, EntryRef, History, Lineage, OpId};
+
+/// One key of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadKey<'a> {
+    /// Its name.
+    pub key: &'a [u8],
+    /// Absolute expiry, Unix milliseconds, as it is to be set; negative: none.
+    pub expire_ms: i64,
+    /// RESTORE payload.
+    pub payload: &'a [u8],
+}
+
+/// A step of loading a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoadCommand<'a> {
+    /// Empties the dataset.
+    Begin,
+    /// Restores keys.
+    Keys {
+        /// Database.
+        db: u32,
+        /// The keys.
+        keys: Vec<LoadKey<'a>>,
+    },
+    /// Runs one command.
+    Command {
+        /// Database.
+        db: u32,
+        /// The command.
+        argv: Vec<&'a [u8]>,
+    },
+    /// The dataset is whole and stands at this op.
+    End {
+        /// Last op in it.
+        op_id: OpId,
+        /// Histories up to there.
+        lineage: Lineage,
+    },
+    /// A new history begins: replicas note it in their logs.
+    History {
+        /// The history.
+        history: History,
+        /// Its first op.
+        first_op: OpId,
+    },
+}
+
+fn number<T: std::str::FromStr>(b: &[u8], what: &str) -> Result<T, String> {
+    let text = std::str::from_utf8(b).ok().and_then(|t| t.parse().ok());
+    text.ok_or_else(|| format!("{what} is not a number"))
+}
+
+/// Decodes DR.APPLY first_op frame.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn decode_apply<'a>(args: &[&'a [u8]]) -> Result<EntryRef<'a>, String> {
+    let [_, first, frame] = args else {
+        return Err("DR.APPLY takes an op id and an entry".to_owned());
+    };
+    let first: OpId = number(first, "op id")?;
+    match decode_entry(frame) {
+        Ok(Decoded::Entry(entry)) if entry.frame.len() != frame.len() => {
+            Err("bytes behind the entry".to_owned())
+        }
+        Ok(Decoded::Entry(entry)) if entry.header.first_op() != first => {
+            Err(format!("entry begins at op {}, not {first}", entry.header.first_op()))
+        }
+        Ok(Decoded::Entry(entry)) => Ok(entry),
+        Ok(Decoded::Incomplete { .. }) => Err("entry is cut off".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Decodes a DR._LOAD command.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
+    let step = args.get(1).copied().unwrap_or_default();
+    let rest = args.get(2..).unwrap_or_default();
+    match (step, rest) {
+        (b"BEGIN", []) => Ok(LoadCommand::Begin),
+        (b"KEYS", [db, keys @ ..]) if keys.len() % 3 == 0 && !keys.is_empty() => {
+            let parse = |k: &[&'a [u8]]| match k {
+                [key, expire, payload] => Ok(LoadKey { key, expire_ms: number(expire, "expiry")?, payload }),
+                _ => Err("three arguments a key".to_owned()),
+            };
+            let keys: Result<Vec<LoadKey<'a>>, String> = keys.chunks(3).map(parse).collect();
+            Ok(LoadCommand::Keys { db: number(db, "database")?, keys: keys? })
+        }
+        (b"CMD", [db, argv @ ..]) if !argv.is_empty() => {
+            Ok(LoadCommand::Command { db: number(db, "database")?, argv: argv.to_vec() })
+        }
+        (b"END", [op, lineage]) => Ok(LoadCommand::End {
+            op_id: number(op, "op id")?,
+            lineage: codec::decode(lineage).map_err(|e| e.to_string())?,
+        }),
+        (b"HISTORY", [history, op]) => Ok(LoadCommand::History {
+            history: History::from_bytes(history).map_err(|e| e.to_string())?,
+            first_op: number(op, "op id")?,
+        }),
+        _ => Err("DR._LOAD BEGIN | KEYS | CMD | END | HISTORY".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_decoded_and_bad_ones_named() {
+        let keys: [&[u8]; 6] = [b"DR._LOAD", b"KEYS", b"3", b"k", b"-1", b"payload"];
+        assert_eq!(
+            decode_load(&keys),
+            Ok(LoadCommand::Keys {
+                db: 3,
+                keys: vec![LoadKey { key: b"k", expire_ms: -1, payload: b"payload" }]
+            })
+        );
+        let lineage = codec::encode(&Lineage::default()).unwrap();
+        let end: [&[u8]; 4] = [b"DR._LOAD", b"END", b"77", &lineage];
+        assert_eq!(decode_load(&end), Ok(LoadCommand::End { op_id: 77, lineage: Lineage::default() }));
+        for bad in [
+            &[&b"DR._LOAD"[..], b"KEYS", b"3", b"k", b"-1"][..],
+            &[b"DR._LOAD", b"KEYS", b"x", b"k", b"-1", b"p"],
+            &[b"DR._LOAD", b"KEYS", b"0"],
+            &[b"DR._LOAD", b"END", b"77", b"??"],
+            &[b"DR._LOAD", b"CMD", b"0"],
+            &[b"DR._LOAD", b"DANCE"],
+            &[b"DR._LOAD"],
+        ] {
+            assert!(decode_load(bad).is_err());
+        }
+    }
+}
