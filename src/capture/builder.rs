@@ -89,7 +89,7 @@ impl EntryBuilder {
 
     /// Database in which the op behind [`Self::last_op`] runs.
     #[must_use]
-    pub fn db(&self) -> u32 {
+    pub fn next_db(&self) -> u32 {
         self.unit_db
     }
 
