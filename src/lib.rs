@@ -7,8 +7,10 @@
 pub mod apply;
 pub mod capture;
 pub mod config;
+pub mod ffi;
 pub mod link;
 pub mod local;
+pub mod runtime;
 pub mod snapshot;
 pub mod status;
 pub mod store;

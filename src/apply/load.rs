@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use oplog_format::{codec, Lineage, OpId};
 
-use super::ttl::hold;
+use super::ttl::{hold, released};
 use crate::local::{Conn, LocalError, Reply};
+use crate::snapshot::reader::Key;
 use crate::snapshot::{restore_payload, Event, RdbReader, SnapshotError};
 
 /// Keys of one command.
@@ -27,10 +28,18 @@ pub struct LoadPlan<'a> {
     pub op_id: OpId,
     /// Histories up to there.
     pub lineage: &'a Lineage,
-    /// Whether expiries in it are held already (saved by a linked target).
-    pub held: bool,
-    /// Whether to begin with an empty dataset; else keys are added and replaced.
-    pub flush: bool,
+    /// `None`: the dataset is replaced by the whole file. Otherwise only keys that expire before this time (Unix
+    /// milliseconds) are restored into the dataset, as a server may have dropped them while it loaded the file.
+    pub only_before: Option<i64>,
+}
+
+impl LoadPlan<'_> {
+    fn takes(&self, key: &Key<'_>) -> bool {
+        match self.only_before {
+            None => true,
+            Some(before) => key.expire_ms.is_some_and(|ms| ms < before),
+        }
+    }
 }
 
 /// How far a load is.
@@ -110,7 +119,8 @@ pub fn load(
     let mut reader = RdbReader::new(BufReader::with_capacity(1 << 20, file));
     let batch = Batch { db: 0, keys: Vec::new(), bytes: 0 };
     let mut loader = Loader { conn, due: 0, batch, progress: LoadProgress::default() };
-    if plan.flush {
+    let whole = plan.only_before.is_none();
+    if whole {
         loader.call(&[b"DR._LOAD", b"BEGIN"])?;
     }
     let (mut rdb_version, mut db) = (0u16, 0u32);
@@ -123,14 +133,16 @@ pub fn load(
             None => break,
             Some(Event::Header { version, .. }) => rdb_version = version,
             Some(Event::SelectDb(n)) => db = n,
-            Some(Event::Function { code, .. }) => {
+            Some(Event::Function { code, .. }) if whole => {
                 let argv: [&[u8]; 7] = [b"DR._LOAD", b"CMD", b"0", b"FUNCTION", b"LOAD", b"REPLACE", &code];
                 loader.call(&argv)?;
             }
+            Some(Event::Key(key)) if !plan.takes(&key) => progress(loader.progress),
             Some(Event::Key(key)) => {
                 let expire = match key.expire_ms {
                     None => -1,
-                    Some(ms) if plan.held => ms,
+                    // An RDB of a linked target, or of one that is being promoted, has held ones.
+                    Some(ms) if released(ms).is_some() => ms,
                     Some(ms) => hold(ms),
                 };
                 let mut payload = Vec::new();
@@ -143,6 +155,9 @@ pub fn load(
     }
     loader.flush()?;
     loader.settle(0)?;
+    if !whole {
+        return Ok(loader.progress);
+    }
     let lineage = codec::encode(plan.lineage).map_err(|e| LoadError::Refused(e.to_string()))?;
     loader.call(&[b"DR._LOAD", b"END", plan.op_id.to_string().as_bytes(), &lineage])?;
     progress(loader.progress);

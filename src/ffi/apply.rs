@@ -1,0 +1,201 @@
+//! DR.APPLY, DR._LOAD and DR._REBASE: what changes the dataset in the module's name.
+
+use std::ffi::c_int;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use oplog_format::{encode_entry, EntryMeta, EntryRef};
+
+use super::api::Ctx;
+use super::internal::{is_own, is_replayed, refuse};
+use super::{call, shared};
+use crate::apply::execute::{apply_entry, ApplyContext, Divergence, Executor};
+use crate::apply::wire::{self, LoadCommand};
+use crate::runtime::shared::{Mode, ReplicaEvent, Shared};
+
+/// Runs ops by calling the server's commands.
+struct Calls {
+    ctx: Ctx,
+    flags: &'static str,
+}
+
+impl Executor for Calls {
+    fn select(&mut self, db: u32) -> Result<(), String> {
+        if self.ctx.select(db) {
+            return Ok(());
+        }
+        Err(format!("database {db} does not exist: this server's 'databases' is lower than the source's"))
+    }
+
+    fn call(&mut self, argv: &[&[u8]]) -> Result<(), String> {
+        let Some(reply) = call::call(self.ctx, argv, self.flags) else {
+            return Err(match std::io::Error::last_os_error().raw_os_error() {
+                Some(libc::ENOENT) => "unknown command".to_owned(),
+                Some(libc::EINVAL) => "wrong number of arguments".to_owned(),
+                Some(libc::EPERM) => "key is in another slot or node".to_owned(),
+                _ => "the server did not run it".to_owned(),
+            });
+        };
+        if reply.is_error() {
+            return Err(String::from_utf8_lossy(reply.bytes()).into_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Restores the caller's database when dropped.
+struct Caller {
+    ctx: Ctx,
+    db: u32,
+}
+
+impl Caller {
+    fn of(ctx: Ctx) -> Self {
+        Self { ctx, db: ctx.selected() }
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        self.ctx.select(self.db);
+    }
+}
+
+/// DR.APPLY first_op frame: one entry, exactly once, atomic with the position.
+pub fn apply(ctx: Ctx, args: &[&[u8]]) -> c_int {
+    if !is_own(ctx) {
+        return refuse(ctx);
+    }
+    let Some(shared) = shared() else { return refuse(ctx) };
+    let entry = match wire::decode_apply(args) {
+        Ok(entry) => entry,
+        Err(e) => return ctx.reply_error(&format!("ERR {e}")),
+    };
+    let applied = shared.applied.load(Ordering::Acquire);
+    let known = shared.applied_known.load(Ordering::Acquire);
+    if !known || entry.header.first_op() != applied + 1 {
+        if is_replayed(ctx) {
+            lost_step(shared, &entry, known.then_some(applied));
+        }
+        let at = if known { applied.to_string() } else { "unknown".to_owned() };
+        return ctx.reply_error(&format!("DRPOSITION {at}"));
+    }
+    let _caller = Caller::of(ctx);
+    let context = ApplyContext {
+        caps: shared.caps(),
+        hold: shared.hold.load(Ordering::Acquire),
+    };
+    let mut exec = Calls { ctx, flags: "" };
+    match apply_entry(&entry, &mut exec, &context) {
+        Ok(_) => {
+            shared.applied.store(entry.header.meta.last_op, Ordering::Release);
+            ctx.replicate_verbatim();
+            hand_to_log(ctx, shared, || ReplicaEvent::Frame(entry.frame.to_vec()));
+            ctx.reply_simple("OK")
+        }
+        Err(divergence) => diverged(ctx, shared, &entry, &divergence),
+    }
+}
+
+/// A replica or an AOF that does not continue where the position is: the node's own log cannot follow.
+fn lost_step(shared: &Shared, entry: &EntryRef<'_>, applied: Option<u64>) {
+    let first = entry.header.first_op();
+    if applied.is_some_and(|a| entry.header.meta.last_op <= a) {
+        return;
+    }
+    log::error!("op {first} arrived by replication, the dataset is at {applied:?}: this node needs a new copy");
+    shared.applied_known.store(false, Ordering::Release);
+}
+
+/// On a replica nobody else writes the entry to the node's own log.
+fn hand_to_log(ctx: Ctx, shared: &Shared, event: impl FnOnce() -> ReplicaEvent) {
+    if !is_replayed(ctx) {
+        return;
+    }
+    if shared.replica_events.try_send(event()).is_err() {
+        shared.replica_events_lost.store(true, Ordering::Release);
+    }
+}
+
+/// Stops at an op that cannot be applied: what came before it in the entry stays, with a position that says so.
+fn diverged(ctx: Ctx, shared: &Arc<Shared>, entry: &EntryRef<'_>, d: &Divergence) -> c_int {
+    let text = format!("op {} ({}) failed here and not at the source: {}", d.op_id, d.command, d.error);
+    log::error!("stopped applying: {text}");
+    shared.diverged.store(Some(Arc::new(text.clone())));
+    let prefix = entry.payload.get(..d.prefix_len).unwrap_or_default();
+    if !prefix.is_empty() {
+        let first = entry.header.first_op();
+        let last_op = first + prefix.len() as u64 - 1;
+        let mut frame = Vec::new();
+        if encode_entry(&EntryMeta { last_op, ..entry.header.meta }, prefix, &mut frame).is_ok() {
+            ctx.replicate("DR.APPLY", &[first.to_string().as_bytes(), &frame]);
+        }
+        shared.applied.store(last_op, Ordering::Release);
+    }
+    ctx.reply_error(&format!("DIVERGED {text}"))
+}
+
+/// DR._LOAD: a step of the loading of a snapshot.
+pub fn load(ctx: Ctx, args: &[&[u8]]) -> c_int {
+    if !is_own(ctx) {
+        return refuse(ctx);
+    }
+    let Some(shared) = shared() else { return refuse(ctx) };
+    let command = match wire::decode_load(args) {
+        Ok(command) => command,
+        Err(e) => return ctx.reply_error(&format!("ERR {e}")),
+    };
+    let _caller = Caller::of(ctx);
+    let mut exec = Calls { ctx, flags: "!" };
+    match run_load(ctx, shared, &mut exec, command) {
+        Ok(()) => ctx.reply_simple("OK"),
+        Err(e) => ctx.reply_error(&format!("ERR loading the snapshot: {e}")),
+    }
+}
+
+fn run_load(ctx: Ctx, shared: &Arc<Shared>, exec: &mut Calls, command: LoadCommand<'_>) -> Result<(), String> {
+    match command {
+        LoadCommand::Begin => {
+            shared.loading_data.store(true, Ordering::Release);
+            shared.applied_known.store(false, Ordering::Release);
+            ctx.replicate_verbatim();
+            if is_replayed(ctx) {
+                return Ok(());
+            }
+            exec.call(&[b"FLUSHALL", b"ASYNC"])
+        }
+        LoadCommand::Keys { db, keys } => {
+            exec.select(db)?;
+            keys.iter().try_for_each(|k| {
+                let ttl = k.expire_ms.max(0).to_string();
+                let restore: [&[u8]; 5] = [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE"];
+                let with_ttl: [&[u8]; 6] = [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE", b"ABSTTL"];
+                let done = if k.expire_ms < 0 { exec.call(&restore) } else { exec.call(&with_ttl) };
+                done.map_err(|e| format!("key {}: {e}", String::from_utf8_lossy(k.key)))
+            })
+        }
+        LoadCommand::Command { db, argv } => {
+            exec.select(db)?;
+            exec.call(&argv)
+        }
+        LoadCommand::End { op_id, lineage } => {
+            shared.applied.store(op_id, Ordering::Release);
+            shared.applied_known.store(true, Ordering::Release);
+            shared.loading_data.store(false, Ordering::Release);
+            shared.set_ident(|i| {
+                i.lineage = lineage.clone();
+                i.held = true;
+                i.mode = if is_replayed(ctx) { Mode::TargetReplica } else { Mode::Target };
+            });
+            hand_to_log(ctx, shared, || ReplicaEvent::Reset { op_id, lineage });
+            ctx.replicate_verbatim();
+            Ok(())
+        }
+        LoadCommand::History { history, first_op } => {
+            shared.set_ident(|i| i.lineage.open(history, first_op));
+            hand_to_log(ctx, shared, || ReplicaEvent::History { history, first_op });
+            ctx.replicate_verbatim();
+            Ok(())
+        }
+    }
+}

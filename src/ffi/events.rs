@@ -1,0 +1,74 @@
+//! Server events that the controller has to know of at once.
+
+use std::ffi::c_void;
+
+use redis_module::raw;
+
+use super::api::{api, Ctx, RedisModuleCtx};
+use super::{guarded, shared};
+use crate::runtime::gate::GateMode;
+use crate::runtime::shared::Request;
+
+/// Subscribes to what the server offers; older servers lack some of it.
+pub fn register(ctx: Ctx) {
+    let events: [(u64, raw::RedisModuleEventCallback); 3] = [
+        (raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED, Some(on_role)),
+        (raw::REDISMODULE_EVENT_LOADING, Some(on_loading)),
+        (raw::REDISMODULE_EVENT_SHUTDOWN, Some(on_shutdown)),
+    ];
+    for (id, callback) in events {
+        let event = raw::RedisModuleEvent { id, dataver: 1 };
+        if api!(RedisModule_SubscribeToServerEvent(ctx.0, event, callback) else 1) != 0 {
+            ::log::warn!("server event {id} is not available on this server");
+        }
+    }
+}
+
+fn wake(why: &'static str) {
+    if let Some(shared) = shared() {
+        let _ = shared.requests.try_send(Request::Wake(why));
+    }
+}
+
+extern "C" fn on_role(_: *mut RedisModuleCtx, _: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
+    guarded((), || {
+        let Some(shared) = shared() else { return };
+        let replica = sub == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_REPLICA as u64;
+        shared.is_replica.store(replica, std::sync::atomic::Ordering::Release);
+        if replica {
+            // The filter would swallow the master's stream. The controller closes the gate again where needed.
+            shared.gate.set(GateMode::Open, "");
+        } else if shared.linked.load(std::sync::atomic::Ordering::Acquire) {
+            shared.gate.set(GateMode::Fenced, "READONLY this server is a target of redisdr, see DR.STATUS");
+        }
+        wake("the role changed");
+    });
+}
+
+extern "C" fn on_loading(_: *mut RedisModuleCtx, _: raw::RedisModuleEvent, _sub: u64, _: *mut c_void) {
+    guarded((), || wake("a dataset was loaded"));
+}
+
+extern "C" fn on_shutdown(_: *mut RedisModuleCtx, _: raw::RedisModuleEvent, _sub: u64, _: *mut c_void) {
+    guarded((), || {
+        if let Some(shared) = shared() {
+            on_clean_stop(shared);
+        }
+    });
+}
+
+/// Notes the position for a start from an AOF, which says nothing of it. At a stop a small write is no stall.
+fn on_clean_stop(shared: &crate::runtime::shared::Shared) {
+    let ident = shared.ident.load();
+    let path = shared.clean_stop_path.load_full();
+    let info = Ctx::NONE.server_info("replication");
+    let (Some(path), Some(info), true) = (path, info, ident.positioned) else { return };
+    if !matches!(ident.mode, crate::runtime::shared::Mode::Source) {
+        return;
+    }
+    let (Some(offset), Some(replid)) = (info.signed("master_repl_offset"), info.text("master_replid")) else {
+        return;
+    };
+    let op_id = u64::try_from(ident.base + offset).unwrap_or(0);
+    let _ = std::fs::write(path.as_path(), format!("{replid} {offset} {op_id}\n"));
+}

@@ -1,0 +1,46 @@
+//! The command filter: replaces what a client may not do by a module command that answers it.
+
+use std::ffi::c_int;
+
+use redis_module::raw;
+
+use super::api::{api, bytes, Ctx};
+use super::{guarded, shared};
+use crate::runtime::gate::{GateMode, Verdict};
+
+/// Registers the filter. The module's own calls bypass it.
+pub fn register(ctx: Ctx) -> bool {
+    let flags = raw::REDISMODULE_CMDFILTER_NOSELF as c_int;
+    let filter = api!(RedisModule_RegisterCommandFilter(ctx.0, Some(on_command), flags)
+        else std::ptr::null_mut());
+    !filter.is_null()
+}
+
+extern "C" fn on_command(fctx: *mut raw::RedisModuleCommandFilterCtx) {
+    guarded((), || {
+        let Some(shared) = shared() else { return };
+        let mode = shared.gate.mode();
+        if mode == GateMode::Open {
+            return;
+        }
+        let arg = |at: c_int| -> &[u8] {
+            bytes(api!(RedisModule_CommandFilterArgGet(fctx, at) else std::ptr::null_mut()))
+        };
+        let argc = api!(RedisModule_CommandFilterArgsCount(fctx) else 0);
+        let name = arg(0);
+        let sub = (argc > 1).then(|| arg(1));
+        let instead: &[u8] = match shared.table.load().verdict(mode, name, sub) {
+            Verdict::Pass => return,
+            Verdict::Refuse => b"DR._REFUSED",
+            Verdict::TrueTtl => b"DR._TTL",
+        };
+        // The server takes the string over.
+        let text = api!(RedisModule_CreateString(std::ptr::null_mut(), instead.as_ptr().cast(), instead.len())
+            else std::ptr::null_mut());
+        if !text.is_null() {
+            api!(RedisModule_CommandFilterArgInsert(fctx, 0, text) else ERR_UNUSED);
+        }
+    });
+}
+
+const ERR_UNUSED: c_int = 1;

@@ -1,0 +1,167 @@
+//! Snapshots of the own dataset: which RDB on disk is of use, and how a new one is made.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use oplog_format::OpId;
+
+use super::boot::lineage_of;
+use super::node::Node;
+use super::shared::{FLAG_HELD, FLAG_INCOMPLETE, FLAG_POSITIONED};
+use crate::link::Snapshot;
+use crate::local::{Conn, LocalError, Reply};
+use crate::snapshot::aux::read_head;
+
+/// How often a save is looked at.
+const POLL: Duration = Duration::from_millis(20);
+/// Longest wait for the tap to reach what an RDB holds.
+const CATCH_UP: Duration = Duration::from_secs(30);
+
+/// An RDB on disk.
+pub struct Rdb {
+    /// The open file: a later save replaces the name and not the bytes.
+    pub file: File,
+    /// Its name.
+    pub path: PathBuf,
+    /// What goes over the link.
+    pub op_id: OpId,
+    /// Whether expiries in it are held.
+    pub held: bool,
+    /// Lineage up to there.
+    pub lineage: oplog_format::Lineage,
+    /// Its version.
+    pub rdb_version: u16,
+    /// Its length.
+    pub len: u64,
+}
+
+impl Node {
+    /// The file that the server saves to.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn rdb_path(&self, conn: &mut Conn) -> Result<PathBuf, LocalError> {
+        let dir = conn.config_get("dir")?.unwrap_or_default();
+        let name = conn.config_get("dbfilename")?.unwrap_or_default();
+        Ok(PathBuf::from(dir).join(name))
+    }
+
+    /// An RDB of this node whose position is known and of the log's histories, whether the log reaches it or not.
+    pub fn read_rdb(&self, path: &std::path::Path) -> Option<Rdb> {
+        let file = File::open(path).ok()?;
+        let len = file.metadata().ok()?.len();
+        let head = read_head(file.try_clone().ok()?).ok()?;
+        let aux = head.ours?;
+        if aux.flags & FLAG_POSITIONED == 0 || aux.flags & FLAG_INCOMPLETE != 0 {
+            return None;
+        }
+        let lineage = lineage_of(&aux);
+        if lineage.history_of(aux.op_id) != self.log.lineage().history_of(aux.op_id) {
+            return None;
+        }
+        // The head was read through a copy of the descriptor, which shares its position.
+        use std::io::Seek;
+        let mut file = file;
+        file.rewind().ok()?;
+        Some(Rdb {
+            file,
+            path: path.to_owned(),
+            op_id: aux.op_id,
+            held: aux.flags & FLAG_HELD != 0,
+            lineage,
+            rdb_version: head.rdb_version,
+            len,
+        })
+    }
+
+    /// The RDB on disk, where the log still reaches it.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn usable_rdb(&self, conn: &mut Conn) -> Result<Option<Rdb>, LocalError> {
+        let path = self.rdb_path(conn)?;
+        let Some(rdb) = self.read_rdb(&path) else {
+            self.snapshot_op.store(0, Ordering::Release);
+            return Ok(None);
+        };
+        let until = Instant::now() + CATCH_UP;
+        while self.log.written() < rdb.op_id && Instant::now() < until && !self.stopping() {
+            self.log.wait_written(rdb.op_id - 1, POLL);
+        }
+        let reaches = rdb.op_id + 1 >= self.log.oldest() && rdb.op_id <= self.log.written();
+        self.snapshot_op.store(if reaches { rdb.op_id } else { 0 }, Ordering::Release);
+        Ok(reaches.then_some(rdb))
+    }
+
+    /// Lets the server save and waits for it.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn save(&self, stop: &AtomicBool, progress: &mut dyn FnMut(&str)) -> Result<(), String> {
+        let mut conn = self.connect().map_err(|e| e.to_string())?;
+        let stopped = || stop.load(Ordering::Acquire) || self.stopping();
+        loop {
+            if stopped() {
+                return Err("stopped".into());
+            }
+            match conn.call_raw(&[b"BGSAVE"]).map_err(|e| e.to_string())? {
+                Reply::Error(e) if e.contains("in progress") || e.contains("child process") => {
+                    // Another child: what it saves may be too old, so another save follows it.
+                    progress("waiting for another child of the server to end");
+                    std::thread::sleep(POLL);
+                }
+                Reply::Error(e) => return Err(format!("BGSAVE: {e}")),
+                _ => break,
+            }
+        }
+        loop {
+            let info = conn.info("persistence").map_err(|e| e.to_string())?;
+            let is = |k: &str, v: &str| info.get(k).is_some_and(|x| x == v);
+            if !is("rdb_bgsave_in_progress", "1") {
+                return if is("rdb_last_bgsave_status", "ok") {
+                    Ok(())
+                } else {
+                    Err("the server's BGSAVE has failed, see its log".into())
+                };
+            }
+            let keys = info.get("current_save_keys_processed").cloned().unwrap_or_default();
+            progress(&format!("the source saves a snapshot {keys}"));
+            if stopped() {
+                return Err("stopped".into());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The newest snapshot that the log reaches, or a new one.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn snapshot_for_target(
+        &self,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Snapshot, String> {
+        let _one_at_a_time = self.saving.lock();
+        let mut conn = self.connect().map_err(|e| e.to_string())?;
+        let found = self.usable_rdb(&mut conn).map_err(|e| e.to_string())?;
+        let rdb = match found {
+            Some(rdb) => rdb,
+            None => {
+                self.save(stop, progress)?;
+                self.usable_rdb(&mut conn)
+                    .map_err(|e| e.to_string())?
+                    .ok_or("the RDB just saved has no position in the log; is the log attached?")?
+            }
+        };
+        Ok(Snapshot {
+            file: rdb.file,
+            len: rdb.len,
+            op_id: rdb.op_id,
+            lineage: rdb.lineage,
+            rdb_version: rdb.rdb_version,
+        })
+    }
+}

@@ -1,0 +1,372 @@
+//! The target's side of the link: takes snapshots and entries.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use oplog_format::position::Common;
+use oplog_format::{History, Lineage, OpId};
+
+use super::boot::{has_keys, lineage_of};
+use super::node::Node;
+use super::shared::{Mode, FLAG_INCOMPLETE, FLAG_POSITIONED};
+use crate::apply::feed::{Feed, FeedConfig, FeedEnd};
+use crate::apply::load::{load, LoadPlan};
+use crate::link::{LinkState, SnapshotMeta, TargetHello, TargetHost};
+use crate::runtime::gate::GateMode;
+use crate::snapshot::verify_file;
+use crate::store::Log;
+
+/// What a linked server answers to writes.
+pub const FENCED: &str = "READONLY this server is linked to";
+
+/// The node as the link's client sees it.
+pub struct Target(pub Arc<Node>);
+
+impl Target {
+    fn staging(&self) -> PathBuf {
+        self.0.dir.join("staging.rdb")
+    }
+}
+
+impl Node {
+    /// Closes the gate for a dataset that is being replaced.
+    pub fn close_for_loading(&self, what: &str) {
+        self.shared.gate.set(GateMode::Recovering, &format!("LOADING redisdr: {what}"));
+    }
+
+    /// Raises the fence.
+    pub fn raise_fence(&self) {
+        let source = self.state.get().linked.unwrap_or_default().join(",");
+        self.shared.gate.set(GateMode::Fenced, &format!("{FENCED} {source}"));
+    }
+
+    /// Starts applying what the log has above the dataset, where that is known and nothing applies yet.
+    pub fn start_feed(self: &Arc<Self>) {
+        let mut feed = self.feed.lock();
+        if feed.is_some() || !self.shared.applied_known.load(Ordering::Acquire) {
+            return;
+        }
+        let Ok(addr) = self.server.address.clone() else { return };
+        let config =
+            FeedConfig { addr, secret: self.shared.secret.clone(), log: Arc::clone(&self.log), until: None };
+        let node = Arc::clone(self);
+        let started = Feed::start(config, move |end| match end {
+            FeedEnd::Stopped | FeedEnd::Reached => {}
+            FeedEnd::Diverged(why) | FeedEnd::Failed(why) => {
+                node.set_doing("failed", format!("not applying: {why}"));
+                node.warn("apply", format!("ops are received and not applied: {why}"));
+            }
+        });
+        match started {
+            Ok(started) => *feed = Some(Arc::new(started)),
+            Err(e) => self.set_doing("failed", format!("no thread for the feed: {e}")),
+        }
+    }
+
+    /// Stops applying.
+    pub fn stop_feed(&self) {
+        let feed = self.feed.lock().take();
+        if let Some(feed) = feed {
+            feed.stop();
+        }
+    }
+
+    /// Replaces the dataset by an RDB and the log's start by its position.
+    ///
+    /// # Errors
+    /// In words; the dataset is then not whole, and that is remembered.
+    pub fn load_rdb(
+        self: &Arc<Self>,
+        path: &std::path::Path,
+        op_id: OpId,
+        lineage: &Lineage,
+    ) -> Result<u64, String> {
+        let total = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.len();
+        self.load_bytes.store(0, Ordering::Relaxed);
+        self.load_keys.store(0, Ordering::Relaxed);
+        self.load_total.store(total, Ordering::Relaxed);
+        self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
+        self.stop_feed();
+        self.shared.diverged.store(None);
+        self.shared.hold.store(true, Ordering::Release);
+        self.close_for_loading("a snapshot of the source is being loaded");
+        let mut conn = self.connect().map_err(|e| e.to_string())?;
+        let plan = LoadPlan { path, op_id, lineage, only_before: None };
+        let done = load(&plan, &mut conn, &self.shared.stopping, &mut |p| {
+            self.load_bytes.store(p.bytes, Ordering::Relaxed);
+            self.load_keys.store(p.keys, Ordering::Relaxed);
+        })
+        .map_err(|e| format!("loading the snapshot: {e}"))?;
+        Ok(done.keys)
+    }
+
+    /// After a load: an RDB of its own, so that a restart needs neither the staged file nor the link.
+    fn save_after_load(self: &Arc<Self>) {
+        let node = Arc::clone(self);
+        let spawned = super::spawn("dr-save", move || {
+            match node.save(&node.shared.stopping, &mut |_| {}) {
+                Ok(()) => {
+                    node.remember(|s| s.loading = false);
+                    let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
+                    if let Some(mut conn) = node.connect_again() {
+                        let _ = node.usable_rdb(&mut conn);
+                    }
+                }
+                Err(e) => node.warn(
+                    "save",
+                    format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
+                ),
+            }
+        });
+        if let Err(e) = spawned {
+            log::warn!("no thread for saving the loaded snapshot: {e}");
+        }
+    }
+}
+
+impl TargetHost for Target {
+    fn hello(&self) -> TargetHello {
+        let node = &self.0;
+        let incomplete = node.state.get().loading && !node.shared.applied_known.load(Ordering::Acquire);
+        let no_keys = node.connect().and_then(|mut c| has_keys(&mut c)).map(|k| !k).unwrap_or(false);
+        // A dataset whose position nobody knows cannot follow; without keys there is nothing to lose.
+        let unknown = !node.shared.applied_known.load(Ordering::Acquire);
+        TargetHello {
+            identity: node.identity(),
+            node: node.state.node(),
+            lineage: node.log.lineage(),
+            last_op: node.log.written(),
+            fresh: incomplete || (no_keys && (unknown || node.log.written() == 0)),
+            consent: *node.consent.lock(),
+        }
+    }
+
+    fn log(&self) -> Arc<Log> {
+        Arc::clone(&self.0.log)
+    }
+
+    fn begin_snapshot(&self, meta: &SnapshotMeta) -> Result<File, String> {
+        let path = self.staging();
+        let _ = std::fs::remove_file(&path);
+        let free = self.0.fs.free_bytes(&self.0.dir).unwrap_or(u64::MAX);
+        if free < meta.len {
+            return Err(format!(
+                "the snapshot has {} bytes, {} has only {free} free",
+                meta.len,
+                self.0.dir.display()
+            ));
+        }
+        let open = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        open.map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    fn snapshot_progress(&self, received: u64, total: u64) {
+        self.0.load_bytes.store(received, Ordering::Relaxed);
+        self.0.load_total.store(total, Ordering::Relaxed);
+    }
+
+    fn finish_snapshot(&self, meta: &SnapshotMeta, file: File) -> Result<(), String> {
+        let node = &self.0;
+        let path = self.staging();
+        file.sync_data().map_err(|e| format!("syncing {}: {e}", path.display()))?;
+        let summary = verify_file(&path, &mut |_, _| {}).map_err(|e| format!("the snapshot: {e}"))?;
+        let aux = summary.head.ours.ok_or("the snapshot has no position of redisdr")?;
+        let lineage = lineage_of(&aux);
+        if aux.flags & FLAG_POSITIONED == 0 || aux.flags & FLAG_INCOMPLETE != 0 || aux.op_id != meta.op_id {
+            return Err(format!("the snapshot stands at op {}, op {} was announced", aux.op_id, meta.op_id));
+        }
+        if lineage.history_of(aux.op_id) != meta.lineage.history_of(meta.op_id) {
+            return Err("the snapshot is of another history than was announced".into());
+        }
+        node.keep_as_orphans(&meta.lineage, meta.op_id, "the source's data replaced this node's")?;
+        let keys = node.load_rdb(&path, meta.op_id, &meta.lineage)?;
+        node.log.reset(meta.lineage.clone(), meta.op_id + 1).map_err(|e| e.to_string())?;
+        node.set_ident(|i| {
+            i.mode = Mode::Target;
+            i.lineage = meta.lineage.clone();
+            i.held = true;
+        });
+        node.remember(|s| s.full_syncs += 1);
+        *node.consent.lock() = crate::link::Consent::None;
+        log::info!("snapshot loaded: {keys} keys, op {}", meta.op_id);
+        node.raise_fence();
+        node.start_feed();
+        node.save_after_load();
+        Ok(())
+    }
+
+    fn begin_history(&self, history: History, first_op: OpId) -> Result<(), String> {
+        let node = &self.0;
+        node.log.begin_history(history, first_op).map_err(|e| e.to_string())?;
+        node.set_ident(|i| i.lineage.open(history, first_op));
+        // Replicas learn it by the feed's connection; a failure only costs them their own log.
+        if let Ok(mut conn) = node.connect() {
+            let op = first_op.to_string();
+            let _ = conn.call(&[b"DR._LOAD", b"HISTORY", history.as_bytes(), op.as_bytes()]);
+        }
+        Ok(())
+    }
+
+    fn append(&self, frames: &[u8], _first: OpId, _last: OpId) -> Result<(), String> {
+        let node = &self.0;
+        if !node.shared.ident.load().held {
+            // This node was a source: its keys would expire by its own clock.
+            let at = node.log.written();
+            if !node.rebuild_to(at)? {
+                return Err(format!("the own disk cannot give op {at} with expiries held; DR.RESYNC takes a copy"));
+            }
+            node.start_feed();
+            node.set_doing("streaming", "");
+        }
+        let written = node.log.append(frames).map_err(|e| e.to_string())?;
+        node.shared.written.store(written, Ordering::Release);
+        Ok(())
+    }
+
+    fn rebuild_to(&self, op: OpId) -> Result<bool, String> {
+        self.0.rebuild_to(op)
+    }
+
+    fn applied(&self) -> OpId {
+        self.0.shared.applied.load(Ordering::Acquire)
+    }
+
+    fn durable(&self) -> OpId {
+        self.0.log.durable()
+    }
+
+    fn state(&self, state: &LinkState) {
+        let node = &self.0;
+        if node.shared.diverged.load().is_some() {
+            return;
+        }
+        match state {
+            LinkState::Connecting => node.set_doing("connecting", ""),
+            LinkState::Refused { reason } => node.set_doing("connecting", format!("refused: {reason}")),
+            LinkState::Held { reason } => node.set_doing("held", reason.clone()),
+            LinkState::Snapshot { note, .. } => node.set_doing("snapshot", note.clone()),
+            LinkState::Loading => node.set_doing("loading", ""),
+            LinkState::Rebuilding { to } => node.set_doing("recovering", format!("rebuilding to op {to}")),
+            LinkState::Streaming => {
+                *node.consent.lock() = crate::link::Consent::None;
+                node.start_feed();
+                node.set_doing("streaming", "");
+            }
+            LinkState::Stopped => {}
+            LinkState::Failed { reason } => node.set_doing("failed", reason.clone()),
+        }
+    }
+
+    fn panicked(&self, thread: &str, what: &str) {
+        self.0.set_doing("failed", format!("thread {thread} panicked: {what}"));
+    }
+}
+
+impl Node {
+    /// Keeps what the log holds and another lineage, written up to `end`, has not: before the log starts anew.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn keep_as_orphans(self: &Arc<Self>, other: &Lineage, end: OpId, reason: &str) -> Result<(), String> {
+        let (oldest, written) = (self.log.oldest(), self.log.written());
+        let common = match other.common(end, &self.log.lineage(), written) {
+            Common::UpTo(op) => op.max(oldest - 1),
+            Common::Unrelated => oldest - 1,
+        };
+        let effective = || crate::link::tail_above(&self.log, common).is_none_or(|t| t.effective);
+        if written <= common || !effective() {
+            return Ok(());
+        }
+        match self.log.cut_after(common, reason) {
+            Ok(Some(kept)) => {
+                log::warn!("{} ops ({} to {}) kept as orphan {}", kept.ops, kept.first_op, kept.last_op, kept.id);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(e) => Err(format!("the own log could not be kept aside: {e}")),
+        }
+    }
+
+    /// Sets what the log holds above `op` aside and brings the dataset to `op` from the own disk. False where
+    /// the disk cannot give that point.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn rebuild_to(self: &Arc<Self>, op: OpId) -> Result<bool, String> {
+        let applied = self.shared.applied.load(Ordering::Acquire);
+        let known = self.shared.applied_known.load(Ordering::Acquire);
+        let held = self.shared.ident.load().held;
+        self.stop_feed();
+        if known && held && applied <= op {
+            self.cut_log(op)?;
+            return Ok(true);
+        }
+        let mut conn = self.connect().map_err(|e| e.to_string())?;
+        let own = self.rdb_path(&mut conn).map_err(|e| e.to_string())?;
+        let fits = |r: &super::snapshots::Rdb| r.op_id <= op && r.op_id + 1 >= self.log.oldest();
+        let candidates = [own, self.dir.join(super::linked::BASE_RDB)];
+        let found = candidates.iter().filter_map(|p| self.read_rdb(p)).filter(fits).max_by_key(|r| r.op_id);
+        let Some(rdb) = found else { return Ok(false) };
+        log::info!("rebuilding to op {op} from {} (op {}) and the log", rdb.path.display(), rdb.op_id);
+        self.cut_log(op)?;
+        self.load_rdb(&rdb.path, rdb.op_id, &rdb.lineage)?;
+        self.set_ident(|i| {
+            i.mode = Mode::Target;
+            i.lineage = self.log.lineage();
+            i.held = true;
+        });
+        self.apply_until(op)?;
+        self.remember(|s| {
+            s.rebuilds += 1;
+            s.loading = false;
+        });
+        self.raise_fence();
+        Ok(true)
+    }
+
+    fn cut_log(self: &Arc<Self>, op: OpId) -> Result<(), String> {
+        let kept = self.log.cut_after(op, "the source does not have these ops").map_err(|e| e.to_string())?;
+        if let Some(kept) = kept {
+            log::warn!("{} ops ({} to {}) kept as orphan {}", kept.ops, kept.first_op, kept.last_op, kept.id);
+        }
+        self.shared.written.store(self.log.written(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Applies what the log has up to `op`, and waits for it.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn apply_until(self: &Arc<Self>, op: OpId) -> Result<(), String> {
+        let addr = self.server.address.clone()?;
+        let from = self.shared.applied.load(Ordering::Acquire);
+        let config = FeedConfig {
+            addr,
+            secret: self.shared.secret.clone(),
+            log: Arc::clone(&self.log),
+            until: Some(op),
+        };
+        let (tx, rx) = crossbeam_channel::bounded(1);
+        let feed = Feed::start(config, move |end| drop(tx.send(end))).map_err(|e| e.to_string())?;
+        loop {
+            match rx.recv_timeout(std::time::Duration::from_millis(100)) {
+                Ok(FeedEnd::Reached) => {
+                    self.progress.store(100, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Ok(FeedEnd::Stopped) => return Err("stopped".into()),
+                Ok(FeedEnd::Diverged(why) | FeedEnd::Failed(why)) => return Err(why),
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
+                    let done = feed.applied().saturating_sub(from) * 100;
+                    self.progress.store(done / op.saturating_sub(from).max(1), Ordering::Relaxed);
+                    if self.stopping() {
+                        return Err("stopped".into());
+                    }
+                }
+                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return Err("the feed has ended".into()),
+            }
+        }
+    }
+}
