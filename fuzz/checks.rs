@@ -4,8 +4,8 @@
 
 use oplog_format::index::POINT_LEN;
 use oplog_format::{
-    codec as control, decode_entry as decode, encode_entry, parse_op as parse, Decoded, EntryHeader, Footer,
-    Lineage, OpScan, SegmentHeader, ENTRY_HEADER_LEN, FOOTER_LEN, SEGMENT_HEADER_LEN,
+    codec as control, decode_entry as decode, encode_entry, parse_op as parse, split_after, Decoded,
+    EntryHeader, Footer, Lineage, OpScan, SegmentHeader, ENTRY_HEADER_LEN, FOOTER_LEN, SEGMENT_HEADER_LEN,
 };
 
 /// An entry that is accepted is written again as the same bytes; one that is incomplete asks for more.
@@ -18,6 +18,12 @@ pub fn decode_entry(data: &[u8]) {
             let mut again = Vec::new();
             encode_entry(&e.header.meta, e.payload, &mut again).expect("was accepted");
             assert_eq!(again, e.frame);
+            let middle = e.header.first_op() + (e.payload.len() / 2) as u64;
+            for op in [0, e.header.first_op() - 1, middle, e.header.meta.last_op, u64::MAX] {
+                if let Ok(Some(tail)) = split_after(&e, op) {
+                    assert!(matches!(decode(&tail), Ok(Decoded::Entry(t)) if e.payload.ends_with(t.payload)));
+                }
+            }
         }
         Ok(Decoded::Incomplete { needed }) => assert!(needed > data.len() as u64),
         Err(_) => {}

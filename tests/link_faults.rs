@@ -104,7 +104,7 @@ fn no_flipped_bit_gets_through() {
         rig.bootstrap(Some(Fault { way: Way::ToTarget, at, kind: Kind::Flip }));
     }
     // Each was seen, and answered by a second connection.
-    assert!(rig.proxy.connections() >= 1 + 2 * 24, "{}", rig.proxy.connections());
+    assert!(rig.proxy.connections() > 2 * 24, "{}", rig.proxy.connections());
 }
 
 /// The connection is cut again and again under load: equal at the end, each op once, no second full sync.

@@ -222,8 +222,8 @@ pub fn decode_entry(buf: &[u8]) -> Result<Decoded<'_>, FormatError> {
 /// # Errors
 /// [`FormatError::Op`] where the payload is no run of ops.
 pub fn split_after(entry: &EntryRef<'_>, op: OpId) -> Result<Option<Vec<u8>>, FormatError> {
-    let Some(skip) = (op + 1).checked_sub(entry.header.first_op()).and_then(|s| usize::try_from(s).ok())
-    else {
+    let next = op.checked_add(1).and_then(|n| n.checked_sub(entry.header.first_op()));
+    let Some(skip) = next.and_then(|s| usize::try_from(s).ok()) else {
         return Ok(None);
     };
     let mut walk = OpWalk::new(entry.payload, entry.header.meta.db);

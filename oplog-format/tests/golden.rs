@@ -2,8 +2,11 @@
 //! of `docs/format.md` say where each field stands in them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::collections::BTreeMap;
+mod tables;
+
 use std::path::PathBuf;
+
+use tables::check;
 
 use oplog_format::index::{encode_index, POINT_LEN};
 use oplog_format::{
@@ -112,49 +115,6 @@ fn the_golden_bytes_are_read_back() {
     assert_eq!(footer.index_offset, at as u64);
     assert_eq!(footer.decode_points(crc, &bytes[at..split]).unwrap(), points);
     assert_eq!(codec::decode::<Lineage>(&golden("lineage-v1.bin")).unwrap(), lineage());
-}
-
-/// A table: length of the structure, rows of (offset, length, field).
-type Table = (usize, Vec<(usize, usize, String)>);
-
-/// The tables of the document by name of the structure.
-fn tables() -> BTreeMap<String, Table> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/format.md");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let mut tables = BTreeMap::new();
-    let mut current: Option<String> = None;
-    for line in text.lines() {
-        if let Some(title) = line.strip_prefix("### ") {
-            // "### Segment header (128 bytes)"
-            current = title.strip_suffix(" bytes)").and_then(|t| t.rsplit_once(" (")).map(|(name, len)| {
-                tables.insert(name.to_string(), (len.parse().unwrap(), Vec::new()));
-                name.to_string()
-            });
-        }
-        let cells: Vec<&str> = line.trim().trim_matches('|').split('|').map(str::trim).collect();
-        let (Some(name), [offset, len, field, ..]) = (&current, &cells[..]) else { continue };
-        if let (Ok(offset), Ok(len)) = (offset.parse(), len.parse()) {
-            tables.get_mut(name).unwrap().1.push((offset, len, (*field).to_string()));
-        }
-    }
-    tables
-}
-
-/// Compares a table with golden bytes, of which the value of each field is known.
-fn check(name: &str, bytes: &[u8], fields: &[(&str, Vec<u8>)]) {
-    let tables = tables();
-    let (len, rows) = tables.get(name).unwrap_or_else(|| panic!("docs/format.md has no table {name}"));
-    assert_eq!(*len, bytes.len(), "{name}: length");
-    assert_eq!(rows.len(), fields.len(), "{name}: rows");
-    let mut at = 0;
-    for ((offset, len, field), (expected, value)) in rows.iter().zip(fields) {
-        assert_eq!(field, expected, "{name}");
-        assert_eq!(*offset, at, "{name}: offset of {field}");
-        assert_eq!(*len, value.len(), "{name}: length of {field}");
-        assert_eq!(&bytes[at..at + len], &value[..], "{name}: bytes of {field}");
-        at += len;
-    }
-    assert_eq!(at, bytes.len(), "{name}: the rows end early");
 }
 
 fn crc(parts: &[&[u8]]) -> Vec<u8> {

@@ -5,8 +5,8 @@
 use oplog_format::index::{encode_index, POINT_LEN};
 use oplog_format::position::Common;
 use oplog_format::{
-    codec, decode_entry, encode_entry, parse_op, Arg, Decoded, EntryHeader, EntryMeta, Footer, History,
-    IndexPoint, Lineage, LineageItem, OpId, OpScan, SegmentHeader, FOOTER_LEN,
+    codec, decode_entry, encode_entry, parse_op, split_after, Arg, Decoded, EntryHeader, EntryMeta, Footer,
+    History, IndexPoint, Lineage, LineageItem, OpId, OpScan, SegmentHeader, FOOTER_LEN,
 };
 use proptest::prelude::*;
 
@@ -190,6 +190,47 @@ proptest! {
                 Ok(OpScan::Incomplete { needed }) => prop_assert!(needed > cut as u64),
                 verdict => prop_assert_eq!(&verdict, &whole),
             }
+        }
+    }
+
+    #[test]
+    fn an_entry_splits_into_what_it_was(
+        ops in prop::collection::vec(prop_oneof![
+            4 => op_args(),
+            1 => (0u32..16).prop_map(|d| vec![b"SELECT".to_vec(), d.to_string().into_bytes()]),
+        ], 1..8),
+        db in 0u32..16, above in 0u64..1000,
+    ) {
+        let parts: Vec<Vec<u8>> = ops.iter().map(|o| resp(o)).collect();
+        let special = |o: &Vec<Vec<u8>>, names: &[&[u8]]| names.iter().any(|n| o[0].eq_ignore_ascii_case(n));
+        prop_assume!(!ops.iter().any(|o| special(o, &[b"MULTI", b"EXEC"]) || (special(o, &[b"SELECT"]) && o.len() != 2)));
+        let payload = parts.concat();
+        let last_op = above + payload.len() as u64;
+        let meta = EntryMeta { last_op, time_ms: 7, db, op_count: ops.len() as u32, service_id: 1, flags: 0 };
+        let mut frame = Vec::new();
+        encode_entry(&meta, &payload, &mut frame).unwrap();
+        let Decoded::Entry(entry) = decode_entry(&frame).unwrap() else { panic!("incomplete") };
+        let mut boundary = above;
+        let mut current = db;
+        let mut tails = std::collections::BTreeMap::from([(above, (0usize, db))]);
+        for (i, part) in parts.iter().enumerate() {
+            boundary += part.len() as u64;
+            if special(&ops[i], &[b"SELECT"]) {
+                current = std::str::from_utf8(&ops[i][1]).unwrap().parse().unwrap();
+            }
+            tails.insert(boundary, (i + 1, current));
+        }
+        for op in above..=last_op {
+            let tail = split_after(&entry, op).unwrap();
+            let Some((skipped, in_db)) = tails.get(&op).filter(|_| op < last_op) else {
+                prop_assert!(tail.is_none(), "split within an op at {}", op);
+                continue;
+            };
+            let tail = tail.unwrap();
+            let Decoded::Entry(t) = decode_entry(&tail).unwrap() else { panic!("incomplete") };
+            prop_assert_eq!((t.header.first_op(), t.header.meta.last_op), (op + 1, last_op));
+            prop_assert_eq!(t.payload, &parts[*skipped..].concat()[..]);
+            prop_assert_eq!((t.header.meta.db, t.header.meta.op_count as usize), (*in_db, parts.len() - skipped));
         }
     }
 

@@ -39,8 +39,10 @@ pub struct Divergence {
     pub command: String,
     /// The server's words.
     pub error: String,
-    /// Bytes of the payload whose ops are applied; 0 where that would leave part of a transaction.
+    /// Bytes of the payload whose ops are applied; ends before the transaction that the op belongs to.
     pub prefix_len: usize,
+    /// Whether commands behind the prefix have run: the dataset then stands at no op.
+    pub beyond: bool,
 }
 
 /// Applies an entry; returns the number of commands run.
@@ -57,25 +59,28 @@ pub fn apply_entry(
     let payload = entry.payload;
     let mut args: Vec<Arg> = Vec::with_capacity(8);
     let mut argv: Vec<&[u8]> = Vec::with_capacity(8);
-    let (mut at, mut ran, mut in_transaction, mut whole) = (0usize, 0u64, false, 0usize);
-    let diverged = |at: usize, len: usize, argv: &[&[u8]], error: String, whole: usize| {
+    let (mut at, mut ran, mut in_transaction) = (0usize, 0u64, false);
+    // Length of what is applied and stands for itself, and the commands in it.
+    let mut whole = (0usize, 0u64);
+    let diverged = |at: usize, len: usize, argv: &[&[u8]], error: String, whole: (usize, u64), ran: u64| {
         let name = argv.first().copied().unwrap_or_default();
         Box::new(Divergence {
             op_id: entry.header.first_op() + (at + len) as u64 - 1,
             command: String::from_utf8_lossy(name).to_uppercase(),
             error,
-            prefix_len: whole,
+            prefix_len: whole.0,
+            beyond: ran > whole.1,
         })
     };
-    exec.select(entry.header.meta.db).map_err(|e| diverged(0, 1, &[b"SELECT"], e, 0))?;
+    exec.select(entry.header.meta.db).map_err(|e| diverged(0, 1, &[b"SELECT"], e, whole, 0))?;
     while let Some(rest) = payload.get(at..).filter(|r| !r.is_empty()) {
         argv.clear();
         let len = match parse_op(rest, &mut args) {
             Ok(OpScan::Complete { len }) => len,
             Ok(OpScan::Incomplete { .. }) => {
-                return Err(diverged(at, 1, &argv, "the op is cut off".into(), whole));
+                return Err(diverged(at, 1, &argv, "the op is cut off".into(), whole, ran));
             }
-            Err(e) => return Err(diverged(at, 1, &argv, e.to_string(), whole)),
+            Err(e) => return Err(diverged(at, 1, &argv, e.to_string(), whole, ran)),
         };
         argv.extend(args.iter().map(|a| a.of(rest)));
         match kind(&argv) {
@@ -83,7 +88,7 @@ pub fn apply_entry(
             Kind::Select => {
                 let db = argv.get(1).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| d.parse().ok());
                 let done = db.ok_or_else(|| "not a database".to_owned()).and_then(|db| exec.select(db));
-                done.map_err(|e| diverged(at, len, &argv, e, whole))?;
+                done.map_err(|e| diverged(at, len, &argv, e, whole, ran))?;
             }
             Kind::Multi => in_transaction = true,
             Kind::Exec => in_transaction = false,
@@ -91,32 +96,33 @@ pub fn apply_entry(
                 let error =
                     "a script itself is in the stream, not its effects: the source must not switch script \
                              effects replication off (lua-replicate-commands, redis.replicate_commands)";
-                return Err(diverged(at, len, &argv, error.into(), whole));
+                return Err(diverged(at, len, &argv, error.into(), whole, ran));
             }
             Kind::Run => {
-                run(exec, &argv, &clock).map_err(|e| diverged(at, len, &argv, e, whole))?;
-                ran += 1;
+                run(exec, &argv, &clock, &mut ran).map_err(|e| diverged(at, len, &argv, e, whole, ran))?;
             }
         }
         at += len;
         if !in_transaction {
-            whole = at;
+            whole = (at, ran);
         }
     }
     Ok(ran)
 }
 
-fn run(exec: &mut dyn Executor, argv: &[&[u8]], clock: &Clock) -> Result<(), String> {
+fn run(exec: &mut dyn Executor, argv: &[&[u8]], clock: &Clock, ran: &mut u64) -> Result<(), String> {
+    let mut call = |argv: &[&[u8]]| {
+        exec.call(argv)?;
+        *ran += 1;
+        Ok(())
+    };
+    let mut owned = |argv: &Argv<'_>| call(&argv.iter().map(Cow::as_ref).collect::<Vec<_>>());
     match rewrite(argv, clock) {
-        Rewrite::Same => exec.call(argv),
-        Rewrite::One(a) => call_owned(exec, &a),
-        Rewrite::Many(all) => all.iter().try_for_each(|a| call_owned(exec, a)),
+        Rewrite::Same => call(argv),
+        Rewrite::One(a) => owned(&a),
+        Rewrite::Many(all) => all.iter().try_for_each(owned),
+        Rewrite::Refused(why) => Err(why.to_owned()),
     }
-}
-
-fn call_owned(exec: &mut dyn Executor, argv: &Argv<'_>) -> Result<(), String> {
-    let argv: Vec<&[u8]> = argv.iter().map(Cow::as_ref).collect();
-    exec.call(&argv)
 }
 
 enum Kind {
@@ -148,6 +154,8 @@ fn kind(argv: &[&[u8]]) -> Kind {
                 Kind::Run
             }
         }
+        // CLUSTER SETSLOT, which Valkey propagates, is about the nodes of the source's cluster.
+        7 if is(b"CLUSTER") => Kind::Skip,
         8 if is(b"REPLCONF") => Kind::Skip,
         _ => Kind::Run,
     }
@@ -214,6 +222,7 @@ mod tests {
             "REPLCONF GETACK *",
             "PUBLISH __sentinel__:hello x",
             "PUBLISH news x",
+            "CLUSTER SETSLOT 1 NODE x",
         ];
         assert_eq!(apply(&lines, &mut r).unwrap(), 3);
         assert_eq!(r.lines, ["@2", "SET a 1", "@3", "INCR a", "PUBLISH news x"]);
@@ -225,10 +234,11 @@ mod tests {
         let d = apply(&["SET a 1", "LPUSH a x", "SET b 1"], &mut r).unwrap_err();
         let first = payload(&["SET a 1"]).len();
         assert_eq!((d.command.as_str(), d.error.as_str(), d.prefix_len), ("LPUSH", "WRONGTYPE", first));
+        assert!(!d.beyond);
         assert_eq!(d.op_id, 1000 + payload(&["SET a 1", "LPUSH a x"]).len() as u64);
         let mut r = Record { fail: Some("LPUSH"), ..Record::default() };
         let d = apply(&["MULTI", "SET a 1", "LPUSH a x", "EXEC"], &mut r).unwrap_err();
-        assert_eq!(d.prefix_len, 0);
+        assert_eq!((d.prefix_len, d.beyond), (0, true));
         let d = apply(&["EVAL return 0"], &mut r).unwrap_err();
         assert!(d.error.contains("script effects"), "{}", d.error);
     }

@@ -1,4 +1,7 @@
 //! Loads a verified RDB file into the own server: DR._LOAD BEGIN, functions, keys in batches, END.
+//!
+//! Large collections and hashes with field expiries are loaded by their own commands, the rest by RESTORE. What
+//! cannot be cut and so holds the server up for as long as it is large: strings, streams and module values.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -7,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use oplog_format::{codec, Lineage, OpId};
 
-use super::ttl::{hold, released};
+use super::ttl::{hold, released, HOLD_FIELD_MS};
 use crate::local::{Conn, LocalError, Reply};
 use crate::snapshot::reader::Key;
-use crate::snapshot::{restore_payload, Event, RdbReader, SnapshotError};
+use crate::snapshot::{pieces, restore_payload, Event, Flavor, PieceOptions, RdbReader, SnapshotError};
 
 /// Keys of one command.
 const BATCH_KEYS: usize = 64;
@@ -29,17 +32,30 @@ pub struct LoadPlan<'a> {
     /// Histories up to there.
     pub lineage: &'a Lineage,
     /// `None`: the dataset is replaced by the whole file. Otherwise only keys that expire before this time (Unix
-    /// milliseconds) are restored into the dataset, as a server may have dropped them while it loaded the file.
+    /// milliseconds) are restored into the dataset, as a server may have dropped them while it loaded the file,
+    /// and all hashes with field expiries, of which it may have dropped fields.
     pub only_before: Option<i64>,
 }
 
 impl LoadPlan<'_> {
-    fn takes(&self, key: &Key<'_>) -> bool {
+    fn takes(&self, key: &Key<'_>, flavor: Flavor) -> bool {
         match self.only_before {
             None => true,
-            Some(before) => key.expire_ms.is_some_and(|ms| ms < before),
+            Some(before) => key.expire_ms.is_some_and(|ms| ms < before) || has_timed_fields(key, flavor),
         }
     }
+}
+
+fn has_timed_fields(key: &Key<'_>, flavor: Flavor) -> bool {
+    match flavor {
+        Flavor::Redis => (22..=25).contains(&key.type_byte),
+        Flavor::Valkey => key.type_byte == 22,
+    }
+}
+
+/// What a key is loaded with: an RDB of a linked target, or of one that is being promoted, has held expiries.
+fn expiry_to_set(key: &Key<'_>) -> Option<i64> {
+    key.expire_ms.map(|ms| if released(ms).is_some() { ms } else { hold(ms) })
 }
 
 /// How far a load is.
@@ -123,7 +139,7 @@ pub fn load(
     if whole {
         loader.call(&[b"DR._LOAD", b"BEGIN"])?;
     }
-    let (mut rdb_version, mut db) = (0u16, 0u32);
+    let (mut rdb_version, mut flavor) = (0u16, Flavor::Redis);
     loop {
         if stop.load(Ordering::Acquire) {
             return Err(LoadError::Stopped);
@@ -131,23 +147,19 @@ pub fn load(
         loader.progress.bytes = reader.offset();
         match reader.next_event()? {
             None => break,
-            Some(Event::Header { version, .. }) => rdb_version = version,
-            Some(Event::SelectDb(n)) => db = n,
+            Some(Event::Header { version, flavor: of }) => (rdb_version, flavor) = (version, of),
             Some(Event::Function { code, .. }) if whole => {
                 let argv: [&[u8]; 7] = [b"DR._LOAD", b"CMD", b"0", b"FUNCTION", b"LOAD", b"REPLACE", &code];
                 loader.call(&argv)?;
             }
-            Some(Event::Key(key)) if !plan.takes(&key) => progress(loader.progress),
+            // Servers before 7.0 save their script cache.
+            Some(Event::Aux { key, value }) if whole && *key == *b"lua" => {
+                loader.call(&[b"DR._LOAD", b"CMD", b"0", b"SCRIPT", b"LOAD", &value])?;
+            }
             Some(Event::Key(key)) => {
-                let expire = match key.expire_ms {
-                    None => -1,
-                    // An RDB of a linked target, or of one that is being promoted, has held ones.
-                    Some(ms) if released(ms).is_some() => ms,
-                    Some(ms) => hold(ms),
-                };
-                let mut payload = Vec::new();
-                restore_payload(key.type_byte, key.value, rdb_version, &mut payload);
-                loader.add(db, key.key.to_vec(), expire, payload)?;
+                if plan.takes(&key, flavor) {
+                    loader.key(&key, flavor, rdb_version, whole)?;
+                }
                 progress(loader.progress);
             }
             Some(_) => {}
@@ -168,11 +180,48 @@ impl Loader<'_> {
     /// Sends one command and waits for it.
     fn call(&mut self, argv: &[&[u8]]) -> Result<(), LoadError> {
         self.flush()?;
-        self.settle(0)?;
+        self.send(argv, 0)?;
+        self.settle(0)
+    }
+
+    fn key(&mut self, key: &Key<'_>, flavor: Flavor, rdb_version: u16, fresh: bool) -> Result<(), LoadError> {
+        let options = PieceOptions { field_hold_ms: Some(HOLD_FIELD_MS), ..PieceOptions::default() };
+        let expiry = expiry_to_set(key);
+        let Some(commands) = pieces(flavor, key.type_byte, key.value, key.key, options) else {
+            let mut payload = Vec::new();
+            restore_payload(key.type_byte, key.value, rdb_version, &mut payload);
+            return self.add(key.db, key.key.to_vec(), expiry.unwrap_or(-1), payload);
+        };
+        self.flush()?;
+        let db = key.db.to_string();
+        if !fresh {
+            self.command(&db, &[b"UNLINK", key.key])?;
+        }
+        for command in commands {
+            let command = command?;
+            let argv: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
+            self.command(&db, &argv)?;
+        }
+        if let Some(ms) = expiry {
+            self.command(&db, &[b"PEXPIREAT", key.key, ms.to_string().as_bytes()])?;
+        }
+        self.progress.keys += 1;
+        Ok(())
+    }
+
+    /// Sends one command of the server, without waiting for its reply.
+    fn command(&mut self, db: &str, argv: &[&[u8]]) -> Result<(), LoadError> {
+        let head: [&[u8]; 3] = [b"DR._LOAD", b"CMD", db.as_bytes()];
+        self.send(&[&head, argv].concat(), IN_FLIGHT - 1)
+    }
+
+    /// Sends a command when at most `due` replies are due.
+    fn send(&mut self, argv: &[&[u8]], due: usize) -> Result<(), LoadError> {
+        self.settle(due)?;
         self.conn.push(argv);
         self.conn.flush()?;
         self.due += 1;
-        self.settle(0)
+        Ok(())
     }
 
     fn add(&mut self, db: u32, key: Vec<u8>, expire: i64, payload: Vec<u8>) -> Result<(), LoadError> {
@@ -199,11 +248,7 @@ impl Loader<'_> {
         for (key, expire, payload) in &keys {
             argv.extend([key.as_slice(), expire.as_bytes(), payload.as_slice()]);
         }
-        self.settle(if large { 0 } else { IN_FLIGHT - 1 })?;
-        self.conn.push(&argv);
-        self.conn.flush()?;
-        self.due += 1;
-        Ok(())
+        self.send(&argv, if large { 0 } else { IN_FLIGHT - 1 })
     }
 
     /// Reads replies until at most `keep` are due.

@@ -2,8 +2,12 @@
 
 pub mod execute;
 pub mod expiry;
+mod expiry_hash;
+mod expiry_keys;
 pub mod feed;
 pub mod load;
+pub mod rebase;
+mod stream_trim;
 pub mod ttl;
 pub mod wire;
 
@@ -20,6 +24,6 @@ impl ServerCaps {
     /// Whether SET takes an absolute expiry (`PXAT`).
     #[must_use]
     pub fn set_pxat(self) -> bool {
-        self.version >= 0x06_02_00
+        self.valkey || self.version >= 0x06_02_00
     }
 }

@@ -143,7 +143,7 @@ struct Found {
 fn held_attach(req: &AttachRequest<'_>, hold: &mut Hold<'_>) -> Result<Found, AttachError> {
     let conn = hold.conn();
     let mut starter = None;
-    let mut info = repl_info(conn)?.0;
+    let mut info = repl_info(conn)?;
     if info.backlog.is_none() {
         if info.role == Role::Replica {
             return Err(AttachError::NotNow {
@@ -156,7 +156,10 @@ fn held_attach(req: &AttachRequest<'_>, hold: &mut Hold<'_>) -> Result<Found, At
         req.go_on()?;
         let mut tap = replica_conn(req.dial, TAP_PORT)?;
         // Read with the next connection ready, so that nothing but one message lies between reading and asking.
-        let (now, db) = repl_info(conn)?;
+        let (now, db) = match info.role {
+            Role::Master => (repl_info(conn)?, None),
+            Role::Replica => info_and_db(conn)?,
+        };
         let start = now.start(req.resume.as_ref());
         psync(&mut tap, start.history.as_bytes(), start.offset + 1)?;
         match await_continue(tap, conn)? {
@@ -178,7 +181,7 @@ fn held_attach(req: &AttachRequest<'_>, hold: &mut Hold<'_>) -> Result<Found, At
 
 /// Offset of the last byte of `former`, which the server's present history `present` follows.
 fn former_end(conn: &mut Conn, former: History, present: History) -> Result<i64, AttachError> {
-    let info = repl_info(conn)?.0;
+    let info = repl_info(conn)?;
     match info.former {
         Some((id, first)) if id == former && info.history == present => Ok(first - 1),
         _ => Err(AttachError::NotNow { reason: "its history changes just now".to_owned() }),
@@ -190,7 +193,7 @@ fn start_backlog(req: &AttachRequest<'_>, conn: &mut Conn) -> Result<Conn, Attac
     let mut starter = replica_conn(req.dial, STARTER_PORT)?;
     psync(&mut starter, b"?", -1)?;
     let deadline = Instant::now() + STEP;
-    while repl_info(conn)?.0.backlog.is_none() {
+    while repl_info(conn)?.backlog.is_none() {
         req.go_on()?;
         if let Some(error) = early_error(&mut starter)? {
             return Err(AttachError::of_reply("PSYNC", error));
@@ -244,7 +247,7 @@ fn await_continue(tap: Conn, conn: &mut Conn) -> Result<Option<Continued>, Attac
         match read_some(&mut stream, &mut input) {
             Ok(()) => {}
             Err(e) if is_timeout(&e) => {
-                if repl_info(conn)?.0.waits(TAP_PORT) {
+                if repl_info(conn)?.waits(TAP_PORT) {
                     return Ok(None);
                 }
                 past(deadline, "the server does not answer PSYNC")?;
@@ -281,7 +284,7 @@ fn await_continue(tap: Conn, conn: &mut Conn) -> Result<Option<Continued>, Attac
 fn wait_gone(conn: &mut Conn) -> Result<(), AttachError> {
     let deadline = Instant::now() + STEP;
     loop {
-        let info = repl_info(conn)?.0;
+        let info = repl_info(conn)?;
         if !info.waits(STARTER_PORT) && !info.waits(TAP_PORT) {
             return Ok(());
         }
@@ -290,19 +293,34 @@ fn wait_gone(conn: &mut Conn) -> Result<(), AttachError> {
     }
 }
 
-/// The state of replication and, on a replica, the database of its master's stream, read as one.
-fn repl_info(conn: &mut Conn) -> Result<(ReplInfo, Option<u32>), AttachError> {
+/// The state of replication.
+fn repl_info(conn: &mut Conn) -> Result<ReplInfo, AttachError> {
+    match conn.call_raw(&[b"INFO", b"replication"])? {
+        Reply::Error(e) => Err(AttachError::of_reply("INFO", e)),
+        reply => ReplInfo::parse(&reply.text().unwrap_or_default()),
+    }
+}
+
+/// The state of replication of a replica and the database of its master's stream, read as one. Not for masters:
+/// Redis 6.0 propagates a MULTI and an EXEC for it, and INFO then names an offset between the two.
+fn info_and_db(conn: &mut Conn) -> Result<(ReplInfo, Option<u32>), AttachError> {
     conn.push(&[b"MULTI"]);
     conn.push(&[b"INFO", b"replication"]);
     conn.push(&[b"CLIENT", b"LIST", b"TYPE", b"master"]);
     conn.push(&[b"EXEC"]);
     conn.flush()?;
+    // All are read before any is judged, so that the connection stays usable.
+    let mut refused = None;
     for command in ["MULTI", "INFO", "CLIENT"] {
         if let Reply::Error(e) = conn.read_reply()? {
-            return Err(AttachError::of_reply(command, e));
+            refused.get_or_insert(AttachError::of_reply(command, e));
         }
     }
-    match conn.read_reply()? {
+    let result = conn.read_reply()?;
+    if let Some(e) = refused {
+        return Err(e);
+    }
+    match result {
         Reply::Error(e) => Err(AttachError::of_reply("EXEC", e)),
         Reply::Array(replies) => {
             let mut texts = replies.iter().map(|r| match r {

@@ -6,8 +6,8 @@
 //! What it ACKs depends on the role:
 //! - On a master always offset 0, so that WAIT never counts the tap. Only while the server is shutting down (7.0
 //!   on, told by INFO) the exact offset: it waits for its replicas then, for 10 s.
-//! - On a replica the exact offset, soon after each run of bytes: nobody WAITs there, no GETACK is sent, and a
-//!   shutdown waits as on a master.
+//! - On a replica the exact offset, whenever the stream rests: nobody WAITs there, no GETACK is sent, and a
+//!   shutdown waits as on a master. While the stream does not rest, INFO is asked once a second instead.
 //!
 //! Before an exact offset is told, the sink is asked to settle: the server may be gone a moment later.
 
@@ -29,8 +29,8 @@ const READ_BYTES: usize = 256 * 1024;
 /// Capacity that the frame buffer keeps between reads.
 const KEEP_FRAMES: usize = 4 * 1024 * 1024;
 const ACK_EVERY: Duration = Duration::from_secs(1);
-/// How soon a replica's tap tells its exact offset.
-const REPLICA_ACK_EVERY: Duration = Duration::from_millis(50);
+/// After how long a rest of the stream a replica's tap tells its exact offset.
+const REST: Duration = Duration::from_millis(50);
 /// How often the server is asked whether it shuts down, at most: a client that WAITs makes a GETACK each time.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// How long exact ACKs go on after the server said that it shuts down; it may call that off.
@@ -186,15 +186,18 @@ impl Tap {
         drop(leftover);
         let mut buf = vec![0u8; READ_BYTES];
         loop {
-            match self.stream.read(&mut buf) {
+            let rests = match self.stream.read(&mut buf) {
                 Ok(0) => return Ok(()),
-                Ok(n) => self.take(buf.get(..n).unwrap_or_default(), sink, handed)?,
-                Err(e) if is_timeout(&e) => {}
+                Ok(n) => {
+                    self.take(buf.get(..n).unwrap_or_default(), sink, handed)?;
+                    false
+                }
+                Err(e) if is_timeout(&e) => true,
                 Err(e) => return Err(TapEndReason::Closed(Some(e))),
-            }
+            };
             let offset = self.shift.wrapping_add_unsigned(self.builder.fed());
-            let timeout = self.acks.tick(&mut self.stream, offset, sink);
-            timeout.map_err(|e| TapEndReason::Closed(Some(e)))?;
+            let sent = self.acks.tick(&mut self.stream, offset, rests, sink);
+            sent.map_err(|e| TapEndReason::Closed(Some(e)))?;
         }
     }
 
@@ -279,50 +282,60 @@ impl Acks {
         }
     }
 
-    /// Sends the ACK that is due, and sets the longest time that the next read may block.
-    fn tick(&mut self, stream: &mut Stream, offset: i64, sink: &mut dyn TapSink) -> io::Result<()> {
+    /// Sends the ACK that is due, and sets the longest time that the next read may block. `rests`: the last read
+    /// brought nothing within that time.
+    fn tick(
+        &mut self,
+        stream: &mut Stream,
+        offset: i64,
+        rests: bool,
+        sink: &mut dyn TapSink,
+    ) -> io::Result<()> {
         let now = Instant::now();
-        let mut next = ACK_EVERY;
-        if self.exact_until.is_some_and(|until| now >= until) {
-            self.exact_until = None;
-            self.asked = true;
-        }
-        if self.asked && self.role == Role::Master {
-            let due = self.last_ask.is_none_or(|at| now.duration_since(at) >= ASK_EVERY);
-            if !self.shutdown_waits {
-                self.asked = false;
-            } else if due {
-                self.asked = false;
-                self.last_ask = Some(now);
-                if self.is_shutting_down() {
-                    self.exact_until = Some(now + SHUTDOWN_FOR);
-                }
-            } else {
-                next = ASK_EVERY;
-            }
-        }
-        let exact = match self.role {
-            Role::Master => self.exact_until.is_some_and(|until| now < until),
-            Role::Replica => true,
-        };
-        let moved = exact && offset != self.last_offset;
-        let soon = if self.role == Role::Replica { REPLICA_ACK_EVERY } else { Duration::ZERO };
-        let since = now.duration_since(self.last_ack);
-        if since >= ACK_EVERY || (moved && since >= soon) {
-            if moved {
-                sink.settle();
-            }
-            self.send(stream, if exact { offset } else { 0 })?;
+        let exact = self.in_shutdown(now, offset) || (rests && self.role == Role::Replica);
+        if exact && offset != self.last_offset {
+            sink.settle();
+            self.send(stream, offset)?;
+            (self.last_ack, self.last_offset) = (now, offset);
+        } else if now.duration_since(self.last_ack) >= ACK_EVERY {
+            let known = if self.role == Role::Replica { self.last_offset } else { 0 };
+            self.send(stream, known)?;
             self.last_ack = now;
-            self.last_offset = if exact { offset } else { self.last_offset };
-        } else if moved {
-            next = next.min(soon);
         }
+        let next = if self.asked {
+            ASK_EVERY
+        } else if self.role == Role::Replica && offset != self.last_offset {
+            REST
+        } else {
+            ACK_EVERY
+        };
         if next != self.timeout {
             stream.set_read_timeout(Some(next))?;
             self.timeout = next;
         }
         Ok(())
+    }
+
+    /// Whether the server is shutting down; asks it where there is reason to.
+    fn in_shutdown(&mut self, now: Instant, offset: i64) -> bool {
+        if !self.shutdown_waits {
+            self.asked = false;
+            return false;
+        }
+        let since = self.last_ask.map_or(ACK_EVERY, |at| now.duration_since(at));
+        if self.exact_until.is_some_and(|until| now >= until) {
+            self.exact_until = None;
+            self.asked = true;
+        }
+        self.asked |= self.role == Role::Replica && offset != self.last_offset && since >= ACK_EVERY;
+        if self.asked && since >= ASK_EVERY {
+            self.asked = false;
+            self.last_ask = Some(now);
+            if self.is_shutting_down() {
+                self.exact_until = Some(now + SHUTDOWN_FOR);
+            }
+        }
+        self.exact_until.is_some()
     }
 
     fn send(&self, stream: &mut Stream, offset: i64) -> io::Result<()> {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use oplog_format::{encode_entry, EntryMeta, EntryRef};
 
 use super::api::Ctx;
-use super::internal::{is_own, is_replayed, refuse};
+use super::internal::{is_from_master, is_own, is_replayed, refuse};
 use super::{call, shared};
 use crate::apply::execute::{apply_entry, ApplyContext, Divergence, Executor};
 use crate::apply::wire::{self, LoadCommand};
+use crate::runtime::gate::GateMode;
 use crate::runtime::shared::{Mode, ReplicaEvent, Shared};
 
 /// Runs ops by calling the server's commands.
@@ -81,10 +82,7 @@ pub fn apply(ctx: Ctx, args: &[&[u8]]) -> c_int {
         return ctx.reply_error(&format!("DRPOSITION {at}"));
     }
     let _caller = Caller::of(ctx);
-    let context = ApplyContext {
-        caps: shared.caps(),
-        hold: shared.hold.load(Ordering::Acquire),
-    };
+    let context = ApplyContext { caps: shared.caps(), hold: shared.hold.load(Ordering::Acquire) };
     let mut exec = Calls { ctx, flags: "" };
     match apply_entry(&entry, &mut exec, &context) {
         Ok(_) => {
@@ -103,13 +101,16 @@ fn lost_step(shared: &Shared, entry: &EntryRef<'_>, applied: Option<u64>) {
     if applied.is_some_and(|a| entry.header.meta.last_op <= a) {
         return;
     }
-    log::error!("op {first} arrived by replication, the dataset is at {applied:?}: this node needs a new copy");
+    log::error!(
+        "op {first} arrived by replication, the dataset is at {applied:?}: this node needs a new copy"
+    );
     shared.applied_known.store(false, Ordering::Release);
 }
 
-/// On a replica nobody else writes the entry to the node's own log.
+/// On a replica nobody else writes the entry to the node's own log. An AOF that is loaded has nothing to add to it: it
+/// was in the log first, and a copy that it holds would end what the log has beyond.
 fn hand_to_log(ctx: Ctx, shared: &Shared, event: impl FnOnce() -> ReplicaEvent) {
-    if !is_replayed(ctx) {
+    if !is_from_master(ctx) {
         return;
     }
     if shared.replica_events.try_send(event()).is_err() {
@@ -132,6 +133,10 @@ fn diverged(ctx: Ctx, shared: &Arc<Shared>, entry: &EntryRef<'_>, d: &Divergence
         }
         shared.applied.store(last_op, Ordering::Release);
     }
+    if d.beyond {
+        // Part of a transaction has run. Going on from the position would run it again.
+        shared.applied_known.store(false, Ordering::Release);
+    }
     ctx.reply_error(&format!("DIVERGED {text}"))
 }
 
@@ -153,7 +158,12 @@ pub fn load(ctx: Ctx, args: &[&[u8]]) -> c_int {
     }
 }
 
-fn run_load(ctx: Ctx, shared: &Arc<Shared>, exec: &mut Calls, command: LoadCommand<'_>) -> Result<(), String> {
+fn run_load(
+    ctx: Ctx,
+    shared: &Arc<Shared>,
+    exec: &mut Calls,
+    command: LoadCommand<'_>,
+) -> Result<(), String> {
     match command {
         LoadCommand::Begin => {
             shared.loading_data.store(true, Ordering::Release);
@@ -169,7 +179,8 @@ fn run_load(ctx: Ctx, shared: &Arc<Shared>, exec: &mut Calls, command: LoadComma
             keys.iter().try_for_each(|k| {
                 let ttl = k.expire_ms.max(0).to_string();
                 let restore: [&[u8]; 5] = [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE"];
-                let with_ttl: [&[u8]; 6] = [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE", b"ABSTTL"];
+                let with_ttl: [&[u8]; 6] =
+                    [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE", b"ABSTTL"];
                 let done = if k.expire_ms < 0 { exec.call(&restore) } else { exec.call(&with_ttl) };
                 done.map_err(|e| format!("key {}: {e}", String::from_utf8_lossy(k.key)))
             })
@@ -185,8 +196,13 @@ fn run_load(ctx: Ctx, shared: &Arc<Shared>, exec: &mut Calls, command: LoadComma
             shared.set_ident(|i| {
                 i.lineage = lineage.clone();
                 i.held = true;
-                i.mode = if is_replayed(ctx) { Mode::TargetReplica } else { Mode::Target };
+                i.mode = if is_from_master(ctx) { Mode::TargetReplica } else { Mode::Target };
             });
+            // Replicas that were there before the link learn of it here.
+            shared.hold.store(true, Ordering::Release);
+            if is_from_master(ctx) {
+                shared.gate.set(GateMode::TrueTtls, "");
+            }
             hand_to_log(ctx, shared, || ReplicaEvent::Reset { op_id, lineage });
             ctx.replicate_verbatim();
             Ok(())

@@ -11,7 +11,8 @@ use redis_module::raw;
 
 use super::api::{api, Ctx, ERR, OK};
 use super::{guarded, shared};
-use crate::runtime::shared::{Mode, Request, FLAG_HELD, FLAG_INCOMPLETE, FLAG_POSITIONED};
+use crate::runtime::gate::GateMode;
+use crate::runtime::shared::{Mode, ReplicaEvent, Request, FLAG_HELD, FLAG_INCOMPLETE, FLAG_POSITIONED};
 use crate::snapshot::aux::{self as field, AuxContent};
 
 /// Name of the data type whose auxiliary field it is; nine characters, part of the RDB format.
@@ -87,7 +88,9 @@ pub fn content() -> Vec<u8> {
 extern "C" fn aux_load(io: *mut raw::RedisModuleIO, encver: c_int, _when: c_int) -> c_int {
     guarded(ERR, || {
         if encver != ENCODING_VERSION {
-            log::error!("the RDB's field of redisdr has encoding {encver}, this build reads {ENCODING_VERSION}");
+            log::error!(
+                "the RDB's field of redisdr has encoding {encver}, this build reads {ENCODING_VERSION}"
+            );
             return ERR;
         }
         let mut len = 0usize;
@@ -102,8 +105,16 @@ extern "C" fn aux_load(io: *mut raw::RedisModuleIO, encver: c_int, _when: c_int)
         match AuxContent::decode(&bytes) {
             Ok(aux) => {
                 follow(shared, &aux);
+                let copy = (aux.op_id, crate::runtime::lineage_of(&aux), is_whole_target(&aux));
                 shared.loaded.store(Some(Arc::new(aux)));
-                shared.loads.fetch_add(1, Ordering::AcqRel);
+                let loads = shared.loads.fetch_add(1, Ordering::AcqRel) + 1;
+                if let ((op_id, lineage, true), true) = (copy, shared.is_replica.load(Ordering::Acquire)) {
+                    // Ahead of the entries that will follow.
+                    let align = ReplicaEvent::Align { loads, op_id, lineage };
+                    if shared.replica_events.try_send(align).is_err() {
+                        shared.replica_events_lost.store(true, Ordering::Release);
+                    }
+                }
                 let _ = shared.requests.try_send(Request::Wake("an RDB was loaded"));
                 OK
             }
@@ -116,6 +127,11 @@ extern "C" fn aux_load(io: *mut raw::RedisModuleIO, encver: c_int, _when: c_int)
     })
 }
 
+fn is_whole_target(aux: &AuxContent) -> bool {
+    let whole = aux.flags & FLAG_POSITIONED != 0 && aux.flags & FLAG_INCOMPLETE == 0;
+    whole && aux.mode == field::Mode::Target
+}
+
 /// DR.APPLY commands behind this RDB, in an AOF or from a master, continue where it stands.
 fn follow(shared: &crate::runtime::shared::Shared, aux: &AuxContent) {
     let known = aux.flags & FLAG_POSITIONED != 0 && aux.flags & FLAG_INCOMPLETE == 0;
@@ -124,6 +140,10 @@ fn follow(shared: &crate::runtime::shared::Shared, aux: &AuxContent) {
     shared.applied_known.store(known && target, Ordering::Release);
     if target {
         shared.hold.store(true, Ordering::Release);
+        if shared.is_replica.load(Ordering::Acquire) {
+            // The controller will say so, too; readers may be faster.
+            shared.gate.set(GateMode::TrueTtls, "");
+        }
         shared.set_ident(|i| {
             i.lineage = crate::runtime::lineage_of(aux);
             i.held = true;

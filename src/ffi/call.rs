@@ -84,8 +84,6 @@ fn call_v(ctx: Ctx, name: &CString, args: &[&[u8]], flags: &str) -> *mut raw::Re
     match unsafe { raw::RedisModule_Call } {
         None => std::ptr::null_mut(),
         // SAFETY: as above.
-        Some(f) => unsafe {
-            f(ctx.0, name.as_ptr(), fmt.as_ptr(), pointers.as_mut_ptr(), pointers.len())
-        },
+        Some(f) => unsafe { f(ctx.0, name.as_ptr(), fmt.as_ptr(), pointers.as_mut_ptr(), pointers.len()) },
     }
 }

@@ -3,13 +3,17 @@
 use std::ffi::c_int;
 
 use super::api::{api, c_text, Ctx, RedisModuleCtx, RedisModuleString, ERR};
-use super::{apply, guarded, internal, operator, rebase, wait};
+use super::{apply, describe, guarded, internal, operator, rebase, wait};
 
 type Handler = extern "C" fn(*mut RedisModuleCtx, *mut *mut RedisModuleString, c_int) -> c_int;
 
 macro_rules! handler {
     ($name:ident, $run:path) => {
-        extern "C" fn $name(ctx: *mut RedisModuleCtx, argv: *mut *mut RedisModuleString, argc: c_int) -> c_int {
+        extern "C" fn $name(
+            ctx: *mut RedisModuleCtx,
+            argv: *mut *mut RedisModuleString,
+            argc: c_int,
+        ) -> c_int {
             guarded(ERR, || $run(Ctx(ctx), &super::api::args(argv, argc)))
         }
     };
@@ -61,11 +65,14 @@ pub fn register(ctx: Ctx, version: u64) -> Result<(), String> {
             _ => flags.to_owned(),
         };
         let (c_name, c_flags) = (c_text(name), c_text(own.trim()));
-        let done = api!(RedisModule_CreateCommand(ctx.0, c_name.as_ptr(), Some(handler), c_flags.as_ptr(), 0, 0, 0)
-            else ERR);
+        // DR._TTL stands before a command with one key: the user's rules for keys and the cluster's slots apply to it.
+        let (key, step) = if name == "DR._TTL" { (2, 1) } else { (0, 0) };
+        let done = api!(RedisModule_CreateCommand(
+            ctx.0, c_name.as_ptr(), Some(handler), c_flags.as_ptr(), key, key, step) else ERR);
         if done == ERR {
             return Err(format!("command {name} could not be registered with flags '{own}'"));
         }
     }
+    describe::describe(ctx);
     Ok(())
 }

@@ -33,11 +33,12 @@ fn wake(why: &'static str) {
 extern "C" fn on_role(_: *mut RedisModuleCtx, _: raw::RedisModuleEvent, sub: u64, _: *mut c_void) {
     guarded((), || {
         let Some(shared) = shared() else { return };
-        let replica = sub == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_REPLICA as u64;
+        let replica = sub == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_REPLICA;
         shared.is_replica.store(replica, std::sync::atomic::Ordering::Release);
         if replica {
             // The filter would swallow the master's stream. The controller closes the gate again where needed.
-            shared.gate.set(GateMode::Open, "");
+            let held = shared.ident.load().held;
+            shared.gate.set(if held { GateMode::TrueTtls } else { GateMode::Open }, "");
         } else if shared.linked.load(std::sync::atomic::Ordering::Acquire) {
             shared.gate.set(GateMode::Fenced, "READONLY this server is a target of redisdr, see DR.STATUS");
         }

@@ -8,12 +8,19 @@ use redis_module::raw;
 use super::api::{api, CallReply, Ctx, OK};
 use super::{call, shared};
 use crate::apply::ttl;
+use crate::runtime::gate;
 
 /// Whether the running command may act as the module: one of its own connections, the server's master link, or
 /// the AOF being loaded.
 pub fn is_own(ctx: Ctx) -> bool {
     let Some(shared) = shared() else { return false };
     shared.is_own_client(ctx.client_id()) || is_replayed(ctx)
+}
+
+/// Whether the running command comes from the master link.
+pub fn is_from_master(ctx: Ctx) -> bool {
+    let flags = ctx.flags();
+    flags & raw::REDISMODULE_CTX_FLAGS_LOADING == 0 && flags & raw::REDISMODULE_CTX_FLAGS_REPLICATED != 0
 }
 
 /// Whether the running command comes from the master link or the AOF.
@@ -82,8 +89,9 @@ pub fn refused(ctx: Ctx, _args: &[&[u8]]) -> c_int {
 
 /// DR._TTL command args...: the command's reply with HOLD taken off.
 pub fn true_ttl(ctx: Ctx, args: &[&[u8]]) -> c_int {
-    let Some(argv) = args.get(1..).filter(|a| !a.is_empty()) else {
-        return ctx.reply_error("ERR wrong number of arguments for 'dr._ttl' command");
+    // Whoever calls this by hand must not get another command past fence and ACL.
+    let Some(argv) = args.get(1..).filter(|a| a.first().is_some_and(|n| gate::shows_ttl(n))) else {
+        return refuse(ctx);
     };
     let Some(reply) = call::call(ctx, argv, "") else {
         let name = String::from_utf8_lossy(argv.first().copied().unwrap_or_default()).to_lowercase();

@@ -10,10 +10,10 @@ use redis_module::raw;
 use super::api::{api, Ctx, ERR, OK};
 use super::{aux, call, commands, events, filter, info, LOGGER, SHARED};
 use crate::config::{is_loopback, Config};
+use crate::local::Address;
 use crate::local::Secret;
 use crate::runtime::gate::{Class, CommandTable, GateMode};
 use crate::runtime::shared::Shared;
-use crate::local::Address;
 use crate::runtime::{self, ServerFacts, Start};
 
 /// Requests of operators and events wait here; more than this many at once are refused.
@@ -99,7 +99,8 @@ fn server_facts(ctx: Ctx, shared: &Shared) -> Result<ServerFacts, String> {
     let number = |name: &str| setting(ctx, name).and_then(|v| v.parse::<u16>().ok()).unwrap_or(0);
     let (port, tls) = (number("port"), number("tls-port"));
     let unix = setting(ctx, "unixsocket").filter(|s| !s.is_empty());
-    let dir = setting(ctx, "dir").ok_or("CONFIG GET is not available: redisdr needs it, do not rename CONFIG")?;
+    let dir =
+        setting(ctx, "dir").ok_or("CONFIG GET is not available: redisdr needs it, do not rename CONFIG")?;
     let address = match (unix, port) {
         (Some(path), _) => Ok(Address::Unix(std::path::Path::new(&dir).join(path))),
         (None, 0) => Err("the server has neither a 'unixsocket' nor a plain 'port', so that redisdr cannot \

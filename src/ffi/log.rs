@@ -10,13 +10,7 @@ const MAX_LINE: usize = 900;
 pub fn write(level: &'static std::ffi::CStr, text: &str) {
     let clean: String = text
         .chars()
-        .flat_map(|c| {
-            if c.is_control() {
-                c.escape_default().collect::<Vec<_>>()
-            } else {
-                vec![c]
-            }
-        })
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
         .collect();
     let mut rest = clean.as_str();
     while !rest.is_empty() {

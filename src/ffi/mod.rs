@@ -2,11 +2,13 @@
 //!
 //! Each callback catches panics, converts, calls, converts back and replies.
 
-pub mod api;
+mod acl;
+mod api;
 mod apply;
 mod aux;
 mod call;
 mod commands;
+mod describe;
 mod events;
 mod filter;
 mod info;

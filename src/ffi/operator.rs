@@ -7,7 +7,7 @@ use redis_module::raw;
 use serde_json::Value;
 
 use super::api::{api, Ctx, RedisModuleCtx, RedisModuleString, ERR, OK};
-use super::{guarded, internal, shared};
+use super::{acl, guarded, internal, shared};
 use crate::config::host_port;
 use crate::runtime::shared::{Answer, Mode, Request, Respond};
 use crate::status::Status;
@@ -111,13 +111,21 @@ const HELP: &[&str] = &[
 ];
 
 /// DR.HELP
-pub fn help(ctx: Ctx, _args: &[&[u8]]) -> c_int {
+pub fn help(ctx: Ctx, args: &[&[u8]]) -> c_int {
+    if args.len() != 1 {
+        return ctx.reply_error("ERR usage: DR.HELP");
+    }
     ctx.reply_array(HELP.len());
     HELP.iter().fold(OK, |_, line| ctx.reply_simple(line))
 }
 
+const NOPERM: &str = "NOPERM this user has no permission to run the commands of redisdr's operator";
+
 /// DR.LINK host:port [host:port ...]
 pub fn link(ctx: Ctx, args: &[&[u8]]) -> c_int {
+    if !acl::may(ctx, "DR.LINK") {
+        return ctx.reply_error(NOPERM);
+    }
     let mut endpoints = Vec::new();
     for arg in args.iter().skip(1) {
         let text = String::from_utf8_lossy(arg);
@@ -137,6 +145,9 @@ pub fn link(ctx: Ctx, args: &[&[u8]]) -> c_int {
 
 /// DR.CUTLINK [service_id]
 pub fn cutlink(ctx: Ctx, args: &[&[u8]]) -> c_int {
+    if !acl::may(ctx, "DR.CUTLINK") {
+        return ctx.reply_error(NOPERM);
+    }
     match args {
         [_] => ask(ctx, Request::Cut),
         [_, id] => {
@@ -152,6 +163,9 @@ pub fn cutlink(ctx: Ctx, args: &[&[u8]]) -> c_int {
 
 /// DR.RESYNC
 pub fn resync(ctx: Ctx, args: &[&[u8]]) -> c_int {
+    if !acl::may(ctx, "DR.RESYNC") {
+        return ctx.reply_error(NOPERM);
+    }
     match args {
         [_] => ask(ctx, Request::Resync),
         _ => ctx.reply_error("ERR usage: DR.RESYNC"),
@@ -160,6 +174,9 @@ pub fn resync(ctx: Ctx, args: &[&[u8]]) -> c_int {
 
 /// DR.SNAPSHOT
 pub fn snapshot(ctx: Ctx, args: &[&[u8]]) -> c_int {
+    if !acl::may(ctx, "DR.SNAPSHOT") {
+        return ctx.reply_error(NOPERM);
+    }
     match args {
         [_] => ask(ctx, Request::Snapshot),
         _ => ctx.reply_error("ERR usage: DR.SNAPSHOT"),
@@ -190,7 +207,11 @@ pub fn ask(ctx: Ctx, request: impl FnOnce(Respond) -> Request) -> c_int {
     let client = Blocked(client);
     let respond: Respond = Box::new(move |answer| client.answer(answer));
     if let Err(e) = shared.requests.try_send(request(respond)) {
-        let why = if e.is_full() { "BUSY too many requests to redisdr are waiting" } else { "ERR redisdr has stopped" };
+        let why = if e.is_full() {
+            "BUSY too many requests to redisdr are waiting"
+        } else {
+            "ERR redisdr has stopped"
+        };
         match e.into_inner() {
             Request::Link(_, _, r)
             | Request::Cut(r)

@@ -17,8 +17,8 @@ use super::message::{
     checked, receive, send, Answer, Greeting, Hello, Refusal, RefusalCode, Relation, PROTOCOL,
 };
 use super::registry::{Candidate, Wire};
-use super::storage::Log;
 use super::stream::Stream;
+use crate::store::Log;
 
 /// A target that was let in.
 pub(crate) struct Admitted {
@@ -66,6 +66,9 @@ pub(crate) fn handshake(shared: &Arc<Shared>, stream: Stream, peer: SocketAddr) 
         }),
         Err(LinkError::Refused(refusal)) => {
             tell(&refusal, peer);
+            if refusal.code.is_lasting() {
+                shared.host.refused(&peer.to_string(), &refusal.reason);
+            }
             // Told on a best-effort basis: the target may have gone.
             drop(send(&mut writer, &refusal));
             linger(&stream, &mut reader, &shared.stop);

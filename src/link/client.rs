@@ -18,9 +18,9 @@ use super::guard::Tail;
 use super::identity::{NodeId, NodeIdentity};
 use super::logs;
 use super::message::{Consent, Heartbeat, RefusalCode, SnapshotMeta};
-use super::storage::Log;
 use super::stream::Stream;
 use super::thread;
+use crate::store::Log;
 
 /// Most redirects that are followed one after the other.
 const MAX_HOPS: usize = 4;

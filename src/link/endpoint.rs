@@ -17,9 +17,9 @@ use super::error::LinkError;
 use super::identity::{NodeId, NodeIdentity};
 use super::pace::Pace;
 use super::registry::{Registered, Registry, TargetStatus};
-use super::storage::Log;
 use super::stream::Stream;
 use super::{admit, logs, serve, thread};
+use crate::store::Log;
 
 /// How often waits look whether they are to stop.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
@@ -66,6 +66,8 @@ pub trait SourceHost: Send + Sync + 'static {
     fn snapshot(&self, cancelled: &AtomicBool, progress: &mut dyn FnMut(&str)) -> Result<Snapshot, String>;
     /// The set of targets, or what the log is kept for, has changed beyond an ack: worth saving at once.
     fn registry_changed(&self, _registered: &[Registered]) {}
+    /// A target was refused for a reason that lasts.
+    fn refused(&self, _peer: &str, _reason: &str) {}
     /// An ack came in: DR.WAIT may be satisfied.
     fn acked(&self) {}
     /// A thread of the endpoint has panicked.

@@ -36,7 +36,9 @@ pub const MAX_ENTRIES: u32 = u32::MAX;
 
 /// A body buffer above this is given back once a shorter frame follows.
 const KEEP_BODY: usize = 4 * 1024 * 1024;
-/// Bytes read from the socket at once.
+/// Bytes of small frames read from the socket at once.
+const SMALL: usize = 64 * 1024;
+/// Bytes of a long body read from the socket at once, and the step in which its buffer grows.
 const READ_STEP: usize = 256 * 1024;
 
 /// How often a wait looks whether it is to stop.
@@ -215,10 +217,14 @@ pub struct Expect {
 pub struct FrameReader {
     stream: Stream,
     expect: Expect,
+    /// Bytes that are not looked at yet stand in `start..end`.
     buf: Vec<u8>,
     start: usize,
+    end: usize,
     header: Option<FrameHeader>,
+    /// The body stands in `..filled`; what is behind is room for more.
     body: Vec<u8>,
+    filled: usize,
     heard: Instant,
 }
 
@@ -229,10 +235,12 @@ impl FrameReader {
         Self {
             stream,
             expect,
-            buf: Vec::new(),
+            buf: vec![0; SMALL],
             start: 0,
+            end: 0,
             header: None,
             body: Vec::new(),
+            filled: 0,
             heard: Instant::now(),
         }
     }
@@ -245,7 +253,7 @@ impl FrameReader {
     /// The body of the frame that [`Self::poll`] returned last.
     #[must_use]
     pub fn body(&self) -> &[u8] {
-        &self.body
+        self.body.get(..self.filled).unwrap_or_default()
     }
 
     /// When bytes came last.
@@ -257,7 +265,7 @@ impl FrameReader {
     /// Whether bytes of a further frame are here already.
     #[must_use]
     pub fn has_more(&self) -> bool {
-        self.start < self.buf.len() || self.header.is_some()
+        self.start < self.end || self.header.is_some()
     }
 
     /// Reads until a frame is whole (`Some`) or the stream's read timeout passes (`None`); a frame that is
@@ -268,26 +276,42 @@ impl FrameReader {
     pub fn poll(&mut self) -> Result<Option<FrameKind>, LinkError> {
         loop {
             let Some(header) = self.header else {
-                let pending = self.buf.get(self.start..).unwrap_or_default();
-                match FrameHeader::decode(pending)? {
+                match FrameHeader::decode(self.pending())? {
                     Some(header) => self.begin(header)?,
                     None if !self.fill()? => return Ok(None),
                     None => {}
                 }
                 continue;
             };
-            let missing = (header.body_len as usize).saturating_sub(self.body.len());
+            let missing = (header.body_len as usize).saturating_sub(self.filled);
             if missing == 0 {
                 return self.finish(header).map(Some);
             }
-            let pending = self.buf.get(self.start..).unwrap_or_default();
-            let take = pending.len().min(missing);
+            let take = (self.end - self.start).min(missing);
             if take > 0 {
-                self.body.extend_from_slice(pending.get(..take).unwrap_or_default());
+                self.make_room(missing);
+                let take = take.min(self.body.len() - self.filled);
+                let from = self.buf.get(self.start..self.start + take);
+                let to = self.body.get_mut(self.filled..self.filled + take);
+                if let (Some(from), Some(to)) = (from, to) {
+                    to.copy_from_slice(from);
+                }
                 self.start += take;
+                self.filled += take;
             } else if !self.read_body(missing)? {
                 return Ok(None);
             }
+        }
+    }
+
+    fn pending(&self) -> &[u8] {
+        self.buf.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Room in the body for some of what is missing: never much more than what has arrived.
+    fn make_room(&mut self, missing: usize) {
+        if self.filled == self.body.len() {
+            self.body.resize(self.filled + missing.min(READ_STEP), 0);
         }
     }
 
@@ -296,8 +320,8 @@ impl FrameReader {
             return Err(LinkError::Unexpected { kind: header.kind as u8, during: self.expect.during });
         }
         self.start += FRAME_HEADER_LEN;
-        self.body.clear();
-        if self.body.capacity() > KEEP_BODY && (header.body_len as usize) < KEEP_BODY {
+        self.filled = 0;
+        if self.body.len() > KEEP_BODY && (header.body_len as usize) < KEEP_BODY {
             self.body = Vec::new();
         }
         self.header = Some(header);
@@ -306,7 +330,7 @@ impl FrameReader {
 
     fn finish(&mut self, header: FrameHeader) -> Result<FrameKind, LinkError> {
         self.header = None;
-        let computed = crc32fast::hash(&self.body);
+        let computed = crc32fast::hash(self.body());
         if computed != header.body_crc {
             let stored = header.body_crc;
             return Err(FormatError::Crc { what: "link frame", stored, computed }.into());
@@ -316,43 +340,26 @@ impl FrameReader {
 
     /// Reads into the small buffer; false on a timeout.
     fn fill(&mut self) -> Result<bool, LinkError> {
-        self.buf.drain(..self.start);
+        self.buf.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
         self.start = 0;
-        Self::read_into(&mut self.stream, &mut self.buf, READ_STEP / 4, &mut self.heard)
+        let room = self.buf.get_mut(self.end..).unwrap_or_default();
+        let read = read_some(&mut self.stream, room, &mut self.heard)?;
+        self.end += read.unwrap_or_default();
+        Ok(read.is_some())
     }
 
     /// Reads straight into the body; false on a timeout.
     fn read_body(&mut self, missing: usize) -> Result<bool, LinkError> {
-        if missing < READ_STEP / 4 {
+        if missing < SMALL {
             return self.fill();
         }
-        Self::read_into(&mut self.stream, &mut self.body, missing.min(READ_STEP), &mut self.heard)
-    }
-
-    fn read_into(
-        stream: &mut Stream,
-        to: &mut Vec<u8>,
-        step: usize,
-        heard: &mut Instant,
-    ) -> Result<bool, LinkError> {
-        let old = to.len();
-        to.resize(old + step, 0);
-        let read = loop {
-            match stream.read(to.get_mut(old..).unwrap_or_default()) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => break other,
-            }
-        };
-        to.truncate(old + *read.as_ref().unwrap_or(&0));
-        match read {
-            Ok(0) => Err(LinkError::Closed),
-            Ok(_) => {
-                *heard = Instant::now();
-                Ok(true)
-            }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(false),
-            Err(e) => Err(e.into()),
-        }
+        self.make_room(missing);
+        let end = self.body.len().min(self.filled + missing);
+        let room = self.body.get_mut(self.filled..end).unwrap_or_default();
+        let read = read_some(&mut self.stream, room, &mut self.heard)?;
+        self.filled += read.unwrap_or_default();
+        Ok(read.is_some())
     }
 
     /// Waits for a frame until `deadline`, or until `stop` becomes true.
@@ -383,6 +390,24 @@ impl FrameReader {
     /// What the socket said.
     pub fn set_tick(&self, tick: Duration) -> Result<(), LinkError> {
         Ok(self.stream.set_read_timeout(tick)?)
+    }
+}
+
+/// Reads what is there; `None` on a timeout.
+fn read_some(stream: &mut Stream, to: &mut [u8], heard: &mut Instant) -> Result<Option<usize>, LinkError> {
+    loop {
+        match stream.read(to) {
+            Ok(0) => return Err(LinkError::Closed),
+            Ok(n) => {
+                *heard = Instant::now();
+                return Ok(Some(n));
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                return Ok(None)
+            }
+            Err(e) => return Err(e.into()),
+        }
     }
 }
 

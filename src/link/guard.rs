@@ -75,8 +75,9 @@ pub enum Decision {
 pub fn decide(relation: Relation, facts: &Facts) -> Decision {
     match relation {
         _ if facts.fresh => snapshot("the target is empty"),
-        Relation::Continue { from } => Decision::Stream { from },
+        // Also where it could go on: an op that fails here would fail again.
         _ if facts.consent == Consent::Resync => snapshot("DR.RESYNC"),
+        Relation::Continue { from } => Decision::Stream { from },
         Relation::Trimmed { oldest } => {
             snapshot(&format!("the source's log begins at op {oldest}, above the target's position"))
         }
@@ -178,7 +179,7 @@ mod tests {
             (Relation::Unrelated, Facts { fresh: true, ..base }, "snapshot"),
             (Relation::Continue { from: 1 }, Facts { fresh: true, ..base }, "snapshot"),
             (Relation::Continue { from: 61 }, base, "stream"),
-            (Relation::Continue { from: 61 }, Facts { consent: Consent::Resync, ..base }, "stream"),
+            (Relation::Continue { from: 61 }, Facts { consent: Consent::Resync, ..base }, "snapshot"),
             (Relation::Trimmed { oldest: 50 }, base, "snapshot"),
             (forked, base, "hold"),
             (forked, Facts { tail: short, ..base }, "rebuild"),

@@ -8,7 +8,7 @@ use oplog_format::{
 };
 
 use super::guard::Tail;
-use super::storage::{Log, LogReader, ReadError};
+use crate::store::{Log, LogReader, ReadError};
 
 /// Bytes read at once where a stretch is looked through.
 const STEP: usize = 256 * 1024;
@@ -75,29 +75,31 @@ pub(crate) fn split_at(frames: &[u8], op: OpId) -> Result<(&[u8], &[u8]), Format
     Ok(frames.split_at(at))
 }
 
-/// A reader, and what comes before it: the rest of an entry with its last op id.
+/// A reader, and what comes before it: entries with the last op id.
 pub(crate) type Opened = (LogReader, Option<(Vec<u8>, OpId)>);
 
 /// A reader that goes on at `from`. Where that stands within an entry (another node of the shard framed the
-/// same ops otherwise), the rest of that entry comes as a frame of its own, with its last op id.
+/// same ops otherwise), the rest of that entry comes as a frame of its own, maybe with others behind it.
 pub(crate) fn open_at(log: &Arc<Log>, from: OpId) -> Result<Opened, ReadError> {
     match log.reader(from) {
         Err(ReadError::NotABoundary { entry_first, entry_last, .. }) => {
             let mut reader = log.reader(entry_first)?;
-            let mut frame = Vec::new();
-            reader.next(1, &mut frame)?;
-            let rest = rest_of(&frame, from);
+            // Others may come with it.
+            let mut frames = Vec::new();
+            reader.next(1, &mut frames)?;
             // Ops are whole in either framing; a position within one belongs to no log of this shard.
+            let rest = rest_of(&frames, from);
             let rest = rest.ok_or(ReadError::NotABoundary { op: from, entry_first, entry_last })?;
-            Ok((reader, Some((rest, entry_last))))
+            let last = reader.position().saturating_sub(1);
+            Ok((reader, Some((rest, last))))
         }
         other => other.map(|reader| (reader, None)),
     }
 }
 
-/// The ops of an entry from `from` on, as an entry.
-fn rest_of(frame: &[u8], from: OpId) -> Option<Vec<u8>> {
-    let Ok(Decoded::Entry(entry)) = decode_entry(frame) else { return None };
+/// `frames` with the first entry cut to its ops from `from` on.
+fn rest_of(frames: &[u8], from: OpId) -> Option<Vec<u8>> {
+    let Ok(Decoded::Entry(entry)) = decode_entry(frames) else { return None };
     let cut = usize::try_from(from.checked_sub(entry.header.first_op())?).ok()?;
     let mut args = Vec::new();
     let (mut at, mut db, mut before) = (0, entry.header.meta.db, 0);
@@ -116,6 +118,7 @@ fn rest_of(frame: &[u8], from: OpId) -> Option<Vec<u8>> {
     let op_count = entry.header.meta.op_count.checked_sub(before)?;
     let mut out = Vec::new();
     encode_entry(&EntryMeta { db, op_count, ..entry.header.meta }, payload, &mut out).ok()?;
+    out.extend_from_slice(frames.get(entry.frame.len()..)?);
     Some(out)
 }
 

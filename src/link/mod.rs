@@ -30,7 +30,6 @@ pub mod message;
 mod pace;
 pub mod registry;
 mod serve;
-pub mod storage;
 pub mod stream;
 mod thread;
 mod trail;

@@ -220,7 +220,7 @@ impl Registry {
             return no(RefusalCode::Duplicate, format!("{} is another node", Self::holder(other)));
         }
         let active = self.slots.values().filter(|s| !s.reg.cut);
-        let is_new = slot.map_or(true, |s| s.reg.cut);
+        let is_new = slot.is_none_or(|s| s.reg.cut);
         if id > MAX_SERVICE_ID || (is_new && active.clone().count() >= self.max_targets) {
             let holders: Vec<String> = active.map(Self::holder).collect();
             let max = self.max_targets;

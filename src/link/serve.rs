@@ -22,9 +22,9 @@ use super::message::{
     SnapshotMeta, Want,
 };
 use super::registry::TargetState;
-use super::storage::{Log, ReadError};
 use super::stream::Stream;
 use super::thread;
+use crate::store::{Log, ReadError};
 
 /// Most bytes of entries in one frame, unless a single one is longer.
 pub const BATCH: usize = 256 * 1024;
@@ -309,7 +309,14 @@ impl Session {
             }
             match reader.next(BATCH, &mut buf).map_err(read_error)? {
                 Some((_, last)) => sent = self.send_entries(&buf, sent, last)?,
-                None => drop(log.wait_written(sent, TICK)),
+                // A reader that stands elsewhere would wait for what has passed.
+                None if reader.position() != sent.saturating_add(1) => {
+                    let reason = format!("the source read up to {}, sent up to {sent}", reader.position());
+                    return Err(LinkError::Host(reason));
+                }
+                None => {
+                    log.wait_written(sent, TICK);
+                }
             }
         }
     }

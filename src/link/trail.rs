@@ -20,8 +20,16 @@ pub struct Trail {
     runs: VecDeque<Run>,
     /// Runs with less than this between their times are joined.
     grain_ms: u64,
-    /// The position that was found behind without a run that covers the next op, and since when.
-    behind: Option<(OpId, u64)>,
+    /// The position that was found behind without a run that covers the next op.
+    behind: Option<Behind>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Behind {
+    at: OpId,
+    since_ms: u64,
+    /// Read from the log; otherwise since it was noticed.
+    read: bool,
 }
 
 impl Trail {
@@ -54,12 +62,13 @@ impl Trail {
     /// Whether a time for the op above `applied` is known.
     #[must_use]
     pub fn knows(&self, applied: OpId) -> bool {
-        self.runs.back().is_some_and(|r| r.last > applied) || self.behind.is_some_and(|(at, _)| at == applied)
+        self.runs.back().is_some_and(|r| r.last > applied)
+            || self.behind.is_some_and(|b| b.at == applied && b.read)
     }
 
     /// The op above `applied` was written at `time_ms`.
     pub fn learn(&mut self, applied: OpId, time_ms: u64) {
-        self.behind = Some((applied, time_ms));
+        self.behind = Some(Behind { at: applied, since_ms: time_ms, read: true });
     }
 
     /// How long the op above `applied` has waited, in milliseconds; 0 where the target has everything.
@@ -76,9 +85,9 @@ impl Trail {
             return now_ms.saturating_sub(run.time_ms);
         }
         match self.behind {
-            Some((at, since)) if at == applied => now_ms.saturating_sub(since),
+            Some(b) if b.at == applied => now_ms.saturating_sub(b.since_ms),
             _ => {
-                self.behind = Some((applied, now_ms));
+                self.behind = Some(Behind { at: applied, since_ms: now_ms, read: false });
                 0
             }
         }
@@ -100,6 +109,11 @@ mod tests {
         // Written long after the last run, not sent yet: counts from when it was seen.
         assert_eq!(t.lag_ms(200, 300, 900_000), 0);
         assert_eq!(t.lag_ms(200, 300, 900_500), 500);
+        // Until the log says when it was.
+        assert!(!t.knows(200));
+        t.learn(200, 800_000);
+        assert!(t.knows(200));
+        assert_eq!(t.lag_ms(200, 300, 900_500), 100_500);
     }
 
     #[test]

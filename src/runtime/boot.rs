@@ -68,8 +68,10 @@ impl Node {
         let keys = has_keys(conn)?;
         let aux = self.shared.loaded.load_full();
         let aof = conn.config_get("appendonly")?.as_deref() == Some("yes");
-        // DR.APPLY in an AOF has moved the position on: it is exact whatever the stop was like.
-        if self.shared.applied_known.load(Ordering::Acquire) {
+        // A target's AOF has DR.APPLY as its only writes: the position is exact whatever the stop was like. That of a
+        // promoted one goes on with writes of its own, which move no position.
+        let follows = state.linked.is_some() || (!state.cut && !self.shared.config.source.is_empty());
+        if (follows || !aof) && self.shared.applied_known.load(Ordering::Acquire) {
             return Ok(Dataset::At {
                 op_id: self.shared.applied.load(Ordering::Acquire),
                 lineage: self.shared.ident.load().lineage.clone(),
@@ -77,15 +79,14 @@ impl Node {
             });
         }
         if aof {
-            return Ok(match (&state.clean_stop, keys) {
-                (Some(stop), _) => Dataset::At {
-                    op_id: stop.op_id,
-                    lineage: self.log.lineage(),
-                    held: state.rebasing,
-                },
+            return Ok(match (&self.clean_stop, keys) {
+                (Some(stop), _) => {
+                    Dataset::At { op_id: stop.op_id, lineage: self.log.lineage(), held: state.rebasing }
+                }
                 (None, false) => Dataset::Empty,
                 (None, true) => Dataset::Unknown {
-                    why: "the server has loaded an AOF after a crash, which does not say which ops it holds".into(),
+                    why: "the server has loaded an AOF after a crash, which does not say which ops it holds"
+                        .into(),
                     recent: true,
                 },
             });
@@ -94,11 +95,9 @@ impl Node {
             Some(aux) if aux.flags & FLAG_INCOMPLETE != 0 => {
                 Dataset::unknown("the RDB was saved while a snapshot was being loaded")
             }
-            Some(aux) if aux.flags & FLAG_POSITIONED != 0 => Dataset::At {
-                op_id: aux.op_id,
-                lineage: lineage_of(&aux),
-                held: aux.flags & FLAG_HELD != 0,
-            },
+            Some(aux) if aux.flags & FLAG_POSITIONED != 0 => {
+                Dataset::At { op_id: aux.op_id, lineage: lineage_of(&aux), held: aux.flags & FLAG_HELD != 0 }
+            }
             Some(_) if keys => Dataset::unknown("the RDB was saved before the log was attached"),
             None if keys => Dataset::unknown("the RDB has no position of redisdr"),
             _ => Dataset::Empty,
@@ -131,7 +130,8 @@ pub fn plan(dataset: &Dataset, log_lineage: &Lineage, oldest: OpId, written: OpI
         Dataset::Empty => Plan::Anew(
             Lineage::default(),
             1,
-            "the server has started without a dataset, and the log does not reach back to its beginning".into(),
+            "the server has started without a dataset, and the log does not reach back to its beginning"
+                .into(),
         ),
         Dataset::Unknown { .. } if !has_ops => Plan::InStep,
         Dataset::Unknown { why, recent: true } => Plan::GapUnknown(why.clone()),

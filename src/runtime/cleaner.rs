@@ -44,7 +44,9 @@ fn clean(node: &Arc<Node>) {
     if snapshot > 0 {
         let targets = node.endpoint.lock().as_ref().and_then(|e| e.min_durable());
         let targets = targets.filter(|_| node.mode() == Mode::Source).unwrap_or(u64::MAX);
-        let keep_from = snapshot.min(targets).saturating_add(1);
+        // 0: no RDB is kept for a rebuild.
+        let base = Some(node.base_op.load(Ordering::Acquire)).filter(|b| *b > 0).unwrap_or(u64::MAX);
+        let keep_from = snapshot.min(targets).min(base).saturating_add(1);
         report(node, "removed", node.log.clean(keep_from, config.retain_min, now_ms));
     }
     if config.retain_max_bytes > 0 {

@@ -43,7 +43,8 @@ pub fn run(node: &Arc<Node>, requests: &Receiver<Request>, events: &Receiver<Rep
         node.warn("threads", format!("a thread could not be made: {e}"));
     }
     node.publish();
-    let mut control = Control { node: Arc::clone(node), waits: waits_tx, endpoint_at: Instant::now(), loads: 0 };
+    let mut control =
+        Control { node: Arc::clone(node), waits: waits_tx, endpoint_at: Instant::now(), loads: 0 };
     if let Err(why) = &node.server.address {
         node.set_doing("failed", why.clone());
         node.warn("capture", format!("writes are NOT captured, there is no disaster recovery: {why}"));
@@ -128,11 +129,11 @@ impl Control {
         let replication = conn.info("replication").map_err(|e| e.to_string())?;
         if replication.get("role").is_some_and(|r| r == "slave") {
             node.become_replica();
+            node.loads_seen.store(self.loads, Ordering::Release);
             return Ok(());
         }
         let dataset = node.dataset(conn).map_err(|e| e.to_string())?;
         let state = node.state.get();
-        node.remember(|s| s.clean_stop = None);
         let configured = Some(node.shared.config.source.clone()).filter(|s| !s.is_empty() && !state.cut);
         match state.linked.or(configured) {
             Some(endpoints) => self.boot_target(conn, &dataset, endpoints),
@@ -236,7 +237,11 @@ impl Control {
         node.shared.hold.store(true, Ordering::Release);
         node.publish();
         node.apply_until(end)?;
-        log::info!("{} bytes of ops applied from the own log in {} ms", end - from, begun.elapsed().as_millis());
+        log::info!(
+            "{} bytes of ops applied from the own log in {} ms",
+            end - from,
+            begun.elapsed().as_millis()
+        );
         Ok(())
     }
 
@@ -258,7 +263,10 @@ impl Control {
                 let end = node.log.written();
                 if let Err(e) = self.replay(end) {
                     let at = node.shared.applied.load(Ordering::Acquire);
-                    node.warn("recovery", format!("the log could be applied up to op {at} of {end} only: {e}"));
+                    node.warn(
+                        "recovery",
+                        format!("the log could be applied up to op {at} of {end} only: {e}"),
+                    );
                     node.log.cut_after(at, "could not be applied at the start").map_err(|e| e.to_string())?;
                 }
             }
@@ -275,7 +283,10 @@ impl Control {
                 let had = node.log.written() > 0;
                 self.anew(&lineage, next, &why)?;
                 if had {
-                    node.warn("anew", format!("{why}: the log was set aside, targets keep their data and are held"));
+                    node.warn(
+                        "anew",
+                        format!("{why}: the log was set aside, targets keep their data and are held"),
+                    );
                 }
             }
         }
@@ -381,6 +392,7 @@ impl Control {
     fn tick(&mut self) {
         let node = Arc::clone(&self.node);
         self.follow_role();
+        // A target that is still refused has tried again since.
         if node.server.address.is_ok() {
             self.start_endpoint();
         }
@@ -396,6 +408,7 @@ impl Control {
         if replica && (!was || loads != self.loads) {
             self.loads = loads;
             node.become_replica();
+            node.loads_seen.store(loads, Ordering::Release);
         } else if !replica && was {
             self.promote();
         }

@@ -70,9 +70,12 @@ impl Gate {
         GateMode::from_u8(self.mode.load(Ordering::Acquire))
     }
 
-    /// Changes the mode; `error` is what refused commands are answered with, its code word first.
+    /// Changes the mode; `error` is what refused commands are answered with, its code word first. A mode that refuses
+    /// nothing leaves the text: a command refused a moment ago may still have to be answered.
     pub fn set(&self, mode: GateMode, error: &str) {
-        self.error.store(Arc::new(error.to_owned()));
+        if !error.is_empty() {
+            self.error.store(Arc::new(error.to_owned()));
+        }
         self.mode.store(mode as u8, Ordering::Release);
     }
 
@@ -93,9 +96,14 @@ pub struct Class {
 }
 
 /// Commands whose replies show expiries.
-const TTL_READERS: [&[u8]; 8] = [
-    b"ttl", b"pttl", b"expiretime", b"pexpiretime", b"httl", b"hpttl", b"hexpiretime", b"hpexpiretime",
-];
+const TTL_READERS: [&[u8]; 8] =
+    [b"ttl", b"pttl", b"expiretime", b"pexpiretime", b"httl", b"hpttl", b"hexpiretime", b"hpexpiretime"];
+
+/// Whether a command's reply shows expiries.
+#[must_use]
+pub fn shows_ttl(name: &[u8]) -> bool {
+    TTL_READERS.iter().any(|t| t.eq_ignore_ascii_case(name))
+}
 
 /// The server's commands by lower-case name; a subcommand is `container|sub`.
 #[derive(Debug, Default)]
@@ -163,9 +171,8 @@ impl CommandTable {
         if refuse {
             return Verdict::Refuse;
         }
-        let shows = matches!(mode, GateMode::Fenced | GateMode::TrueTtls | GateMode::Releasing)
-            && name.len() <= 11
-            && TTL_READERS.iter().any(|t| t.eq_ignore_ascii_case(name));
+        let shows =
+            matches!(mode, GateMode::Fenced | GateMode::TrueTtls | GateMode::Releasing) && shows_ttl(name);
         if shows {
             Verdict::TrueTtl
         } else {

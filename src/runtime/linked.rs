@@ -10,9 +10,9 @@ use super::node::{Node, NotServing};
 use super::shared::Mode;
 use super::target::Target;
 use crate::link::{Client, ClientConfig, Consent};
-use crate::local::{Conn, LocalError, Reply};
+use crate::local::{Conn, LocalError};
 
-/// Hard link of the RDB that the dataset was last known to come from, for rebuilding to an older point.
+/// Hard link of an RDB that all targets have reached, for rebuilding to a point below the newest RDB.
 pub const BASE_RDB: &str = "base.rdb";
 /// Longest wait for what is in the own log to be applied at a cut.
 const APPLY_REST: Duration = Duration::from_secs(600);
@@ -242,9 +242,4 @@ impl Node {
         }
         self.start_client(endpoints)
     }
-}
-
-/// Whether a reply says that all is well.
-pub fn ok(reply: &Reply) -> bool {
-    reply.bytes() == Some(b"OK")
 }

@@ -72,7 +72,9 @@ pub fn start(start: Start) -> Result<(), String> {
 fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     std::thread::Builder::new().name(name.into()).spawn(move || {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
-            log::error!("thread {name} panicked and has ended; redisdr does not work until the server restarts");
+            log::error!(
+                "thread {name} panicked and has ended; redisdr does not work until the server restarts"
+            );
         }
     })?;
     Ok(())

@@ -18,6 +18,13 @@ use crate::link::{ClientHandle, Consent, EndpointHandle, NodeIdentity, Secret as
 use crate::local::{Conn, LocalError};
 use crate::store::{Fs, FsyncPolicy, Log, LogOptions, RealFs};
 
+/// How long a refusal is shown.
+const REFUSAL_SHOWN: Duration = Duration::from_secs(30);
+/// Most refusals that are shown.
+const MAX_REFUSALS: usize = 32;
+/// How long the server may refuse the module's connection before the operator is told.
+const FIRST_CONNECT: Duration = Duration::from_secs(5);
+
 /// What the node does, for DR.STATUS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Doing {
@@ -49,6 +56,10 @@ pub struct Node {
     pub doing: ArcSwap<Doing>,
     /// Things that the operator should know, by topic.
     pub warnings: Mutex<Vec<(&'static str, String)>>,
+    /// What the last clean stop left; `None` after a crash.
+    pub clean_stop: Option<super::state::CleanStop>,
+    /// Targets that were refused: when, and why.
+    pub refusals: Mutex<Vec<(Instant, String)>>,
     /// The endpoint.
     pub endpoint: Mutex<Option<Arc<EndpointHandle>>>,
     /// The link.
@@ -63,6 +74,8 @@ pub struct Node {
     pub not_serving: ArcSwap<NotServing>,
     /// Op id of the newest snapshot that the log still reaches; 0: none.
     pub snapshot_op: AtomicU64,
+    /// Op id of the RDB kept for a rebuild; 0: none.
+    pub base_op: AtomicU64,
     /// Seconds until the disk is full; -1: not in sight.
     pub disk_full_in: AtomicI64,
     /// Progress of a long work, in percent.
@@ -73,6 +86,8 @@ pub struct Node {
     pub load_total: AtomicU64,
     /// As `load_bytes`.
     pub load_keys: AtomicU64,
+    /// Copies loaded by the server that the controller has taken in.
+    pub loads_seen: AtomicU64,
     /// One BGSAVE at a time.
     pub saving: Mutex<()>,
     /// Until when the tap's stream can be taken from: set while a capture runs.
@@ -123,8 +138,11 @@ impl Node {
             log.written(),
             report.segments
         );
+        let clean_stop = super::state::CleanStop::take(&dir);
+        shared.clean_stop_path.store(Some(Arc::new(dir.join(super::state::CLEAN_STOP))));
         let state = StateFile::open(Arc::clone(&fs), &dir).map_err(|e| e.to_string())?;
-        let writer = writer::start(Arc::clone(&log), Arc::clone(&shared), policy).map_err(|e| e.to_string())?;
+        let writer =
+            writer::start(Arc::clone(&log), Arc::clone(&shared), policy).map_err(|e| e.to_string())?;
         shared.written.store(log.written(), Ordering::Release);
         shared.durable.store(log.durable(), Ordering::Release);
         let link_secret = start.link_secret.as_deref().and_then(LinkSecret::new);
@@ -138,18 +156,25 @@ impl Node {
             link_secret,
             doing: ArcSwap::from_pointee(Doing { state: "starting", reason: String::new() }),
             warnings: Mutex::default(),
+            clean_stop,
+            refusals: Mutex::default(),
             endpoint: Mutex::default(),
             client: Mutex::default(),
             feed: Mutex::default(),
             consent: Mutex::new(Consent::None),
             serving: AtomicBool::new(false),
-            not_serving: ArcSwap::from_pointee(NotServing { reason: "starting".into(), elsewhere: Vec::new() }),
+            not_serving: ArcSwap::from_pointee(NotServing {
+                reason: "starting".into(),
+                elsewhere: Vec::new(),
+            }),
             snapshot_op: AtomicU64::new(0),
+            base_op: AtomicU64::new(0),
             disk_full_in: AtomicI64::new(-1),
             progress: AtomicU64::new(100),
             load_bytes: AtomicU64::new(0),
             load_total: AtomicU64::new(0),
             load_keys: AtomicU64::new(0),
+            loads_seen: AtomicU64::new(0),
             saving: Mutex::new(()),
             capture: Mutex::default(),
             shared,
@@ -184,6 +209,25 @@ impl Node {
         }
     }
 
+    /// Shows a refused target for as long as it keeps asking.
+    pub fn note_refusal(&self, peer: &str, reason: &str) {
+        let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
+        let text = format!("target at {host} refused: {reason}");
+        let mut refusals = self.refusals.lock();
+        refusals.retain(|r| r.0.elapsed() < REFUSAL_SHOWN && r.1 != text);
+        // A peer that asks with ever new names must not fill the status.
+        if refusals.len() >= MAX_REFUSALS {
+            refusals.remove(0);
+        }
+        refusals.push((Instant::now(), text));
+    }
+
+    /// Refusals of the last half minute; a refused target asks again every few seconds.
+    pub fn refusals(&self) -> Vec<String> {
+        let refusals = self.refusals.lock();
+        refusals.iter().filter(|r| r.0.elapsed() < REFUSAL_SHOWN).map(|r| r.1.clone()).collect()
+    }
+
     /// A new connection to the own server.
     ///
     /// # Errors
@@ -197,11 +241,13 @@ impl Node {
 
     /// As [`Self::connect`], again until it works; `None` when the module stops.
     pub fn connect_again(&self) -> Option<Conn> {
-        let mut told = Instant::now();
+        let begun = Instant::now();
+        let mut told = begun;
         while !self.stopping() {
             match self.connect() {
                 Ok(conn) => return Some(conn),
                 Err(LocalError::Auth(e)) if e.starts_with("LOADING") => {}
+                Err(LocalError::Auth(e)) if begun.elapsed() > FIRST_CONNECT => self.shut_out(&e),
                 Err(e) if told.elapsed() > Duration::from_secs(5) => {
                     log::warn!("{e}; trying again");
                     told = Instant::now();
@@ -211,6 +257,27 @@ impl Node {
             std::thread::sleep(Duration::from_millis(10));
         }
         None
+    }
+
+    /// The server does not let the module in, and not for a moment only.
+    fn shut_out(&self, why: &str) {
+        if self.doing.load().state == "failed" {
+            return;
+        }
+        let way_out = if why.contains("NOPERM") {
+            "; this server lets the user 'default' run nothing before AUTH without a right: ACL SETUSER default \
+             +dr._auth (it may stay off)"
+        } else {
+            ""
+        };
+        let text = format!("the server refuses the module's connection: {why}{way_out}");
+        self.set_doing("failed", text.clone());
+        self.warn("capture", format!("writes are NOT captured, there is no disaster recovery: {text}"));
+        let linked = self.state.get().linked.is_some() || !self.shared.config.source.is_empty();
+        if !linked {
+            self.capture_failed();
+        }
+        self.publish();
     }
 
     /// Whether the module is to stop.

@@ -28,7 +28,10 @@ impl Node {
         let mut released = 0;
         while !self.stopping() && self.mode() == Mode::Source {
             let Some(mut conn) = self.connect_again() else { return };
+            let before = released;
             match self.rebase_all(&mut conn, &mut released) {
+                // A client may have moved a held key to where the pass had been: on until one finds nothing.
+                Ok(true) if released > before => {}
                 Ok(true) => {
                     self.set_ident(|i| i.held = false);
                     if self.shared.gate.mode() == GateMode::Releasing {

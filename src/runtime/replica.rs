@@ -5,6 +5,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
@@ -15,6 +16,9 @@ use super::shared::{Mode, ReplicaEvent, FLAG_POSITIONED};
 use super::source::StartAt;
 use crate::snapshot::aux::Mode as SavedMode;
 
+/// How often the controller is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
 impl Node {
     /// Becomes a replica, or takes in that its master has sent a new copy.
     pub fn become_replica(self: &Arc<Self>) {
@@ -23,7 +27,10 @@ impl Node {
         }
         self.stop_feed();
         self.stop_capture();
-        self.set_serving(Some(NotServing { reason: "this server is a replica".into(), elsewhere: Vec::new() }));
+        self.set_serving(Some(NotServing {
+            reason: "this server is a replica".into(),
+            elsewhere: Vec::new(),
+        }));
         self.shared.linked.store(false, Ordering::Release);
         let aux = self.shared.loaded.load_full();
         match aux {
@@ -35,7 +42,7 @@ impl Node {
                     i.positioned = false;
                 });
                 self.shared.gate.set(GateMode::TrueTtls, "");
-                self.align_log(aux.op_id, &lineage_of(&aux));
+                // The log is aligned in step with the entries that follow the copy, see `ReplicaEvent::Align`.
                 self.set_doing("streaming", "replica of a target");
             }
             Some(aux) if aux.flags & FLAG_POSITIONED != 0 => {
@@ -45,7 +52,7 @@ impl Node {
                     i.mode = Mode::Replica;
                     i.held = false;
                 });
-                self.shared.gate.set(GateMode::Open, "");
+                self.open_to_master();
                 self.align_log(aux.op_id, &lineage_of(&aux));
                 self.start_capture(StartAt::Base(base));
             }
@@ -54,10 +61,16 @@ impl Node {
                     i.mode = Mode::Replica;
                     i.positioned = false;
                 });
-                self.shared.gate.set(GateMode::Open, "");
+                self.open_to_master();
                 self.set_doing("starting", "replica: its master's copy says no position yet");
             }
         }
+    }
+
+    /// Nothing is refused on a replica. A copy of a target's may have come meanwhile.
+    fn open_to_master(&self) {
+        let of_target = self.shared.loaded.load().as_ref().is_some_and(|a| a.mode == SavedMode::Target);
+        self.shared.gate.set(if of_target { GateMode::TrueTtls } else { GateMode::Open }, "");
     }
 
     /// Makes the own log one that the loaded copy continues: what it has beyond is kept aside.
@@ -72,7 +85,9 @@ impl Node {
             return;
         }
         let kept = self.keep_as_orphans(lineage, op_id, "the master's copy replaced this node's data");
-        if let Err(e) = kept.and_then(|()| self.log.reset(lineage.clone(), op_id + 1).map_err(|e| e.to_string())) {
+        if let Err(e) =
+            kept.and_then(|()| self.log.reset(lineage.clone(), op_id + 1).map_err(|e| e.to_string()))
+        {
             self.warn("replica-log", format!("this replica's log could not be started anew: {e}"));
         }
     }
@@ -84,6 +99,14 @@ impl Node {
                 ReplicaEvent::Frame(frame) => self.append_replicated(&frame),
                 ReplicaEvent::Reset { op_id, lineage } => {
                     self.log.reset(lineage, op_id + 1).map_err(|e| e.to_string())
+                }
+                ReplicaEvent::Align { loads, op_id, lineage } => {
+                    // Only then has the node's own capture ended.
+                    while self.loads_seen.load(Ordering::Acquire) < loads && !self.stopping() {
+                        std::thread::sleep(LOOK);
+                    }
+                    self.align_log(op_id, &lineage);
+                    Ok(())
                 }
                 ReplicaEvent::History { history, first_op } => {
                     self.log.begin_history(history, first_op).map_err(|e| e.to_string())

@@ -97,6 +97,15 @@ pub enum ReplicaEvent {
         /// Histories up to there.
         lineage: Lineage,
     },
+    /// The master has sent a copy: the log is made one that the copy continues.
+    Align {
+        /// How many copies have been loaded, with this one.
+        loads: u64,
+        /// Last op in the copy.
+        op_id: OpId,
+        /// Histories up to there.
+        lineage: Lineage,
+    },
     /// A new history begins.
     History {
         /// The history.
@@ -168,7 +177,12 @@ pub struct Shared {
 impl Shared {
     /// The state of a process that has just loaded the module.
     #[must_use]
-    pub fn new(config: Config, secret: Secret, requests: Sender<Request>, events: Sender<ReplicaEvent>) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        secret: Secret,
+        requests: Sender<Request>,
+        events: Sender<ReplicaEvent>,
+    ) -> Arc<Self> {
         let status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
             role: "source".into(),

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use oplog_format::OpId;
 
 use super::boot::lineage_of;
+use super::linked::BASE_RDB;
 use super::node::Node;
-use super::shared::{FLAG_HELD, FLAG_INCOMPLETE, FLAG_POSITIONED};
+use super::shared::{Mode, FLAG_INCOMPLETE, FLAG_POSITIONED};
 use crate::link::Snapshot;
 use crate::local::{Conn, LocalError, Reply};
 use crate::snapshot::aux::read_head;
@@ -27,8 +28,6 @@ pub struct Rdb {
     pub path: PathBuf,
     /// What goes over the link.
     pub op_id: OpId,
-    /// Whether expiries in it are held.
-    pub held: bool,
     /// Lineage up to there.
     pub lineage: oplog_format::Lineage,
     /// Its version.
@@ -69,7 +68,6 @@ impl Node {
             file,
             path: path.to_owned(),
             op_id: aux.op_id,
-            held: aux.flags & FLAG_HELD != 0,
             lineage,
             rdb_version: head.rdb_version,
             len,
@@ -84,6 +82,7 @@ impl Node {
         let path = self.rdb_path(conn)?;
         let Some(rdb) = self.read_rdb(&path) else {
             self.snapshot_op.store(0, Ordering::Release);
+            self.keep_base(None);
             return Ok(None);
         };
         let until = Instant::now() + CATCH_UP;
@@ -92,7 +91,35 @@ impl Node {
         }
         let reaches = rdb.op_id + 1 >= self.log.oldest() && rdb.op_id <= self.log.written();
         self.snapshot_op.store(if reaches { rdb.op_id } else { 0 }, Ordering::Release);
+        self.keep_base(Some(&rdb).filter(|_| reaches));
         Ok(reaches.then_some(rdb))
+    }
+
+    /// Keeps a second name for the newest RDB that every registered target has reached. The fork point of a source
+    /// that is lost and comes back lies where its targets were: the RDB that the server saved last may be above it.
+    fn keep_base(&self, newest: Option<&Rdb>) {
+        let path = self.dir.join(BASE_RDB);
+        let in_log = |r: &Rdb| r.op_id + 1 >= self.log.oldest() && r.op_id <= self.log.written();
+        let kept = self.read_rdb(&path).filter(in_log).map(|r| r.op_id);
+        let targets = self.endpoint.lock().as_ref().and_then(|e| e.min_durable());
+        let floor = targets.filter(|_| self.mode() == Mode::Source).unwrap_or(OpId::MAX);
+        let better = newest.filter(|n| kept.is_none_or(|k| n.op_id > k && n.op_id <= floor));
+        let linked = better.filter(|n| self.link_base(&n.path, &path));
+        let op = linked.map(|n| n.op_id).or(kept);
+        if op.is_none() {
+            let _ = std::fs::remove_file(&path);
+        }
+        self.base_op.store(op.unwrap_or(0), Ordering::Release);
+    }
+
+    /// Another name for the same bytes. On a file system that has no such thing a rebuild has the newest RDB only.
+    pub fn link_base(&self, from: &std::path::Path, to: &std::path::Path) -> bool {
+        let made = to.with_extension("new");
+        let _ = std::fs::remove_file(&made);
+        let done = std::fs::hard_link(from, &made).and_then(|()| std::fs::rename(&made, to));
+        // A rename between two names of the same file does nothing.
+        let _ = std::fs::remove_file(&made);
+        done.and_then(|()| self.fs.sync_dir(to.parent().unwrap_or(&self.dir))).is_ok()
     }
 
     /// Lets the server save and waits for it.

@@ -102,7 +102,10 @@ impl Node {
             let run = std::panic::AssertUnwindSafe(move || capture.run(start));
             if std::panic::catch_unwind(run).is_err() {
                 node.set_doing("failed", "the tap panicked, writes are not captured");
-                node.warn("capture", "the tap has panicked: writes are not captured until the server restarts");
+                node.warn(
+                    "capture",
+                    "the tap has panicked: writes are not captured until the server restarts",
+                );
             }
         });
         let thread = match spawned {
@@ -129,7 +132,8 @@ impl Node {
         }
     }
 
-    fn capture_failed(&self) {
+    /// Lets clients write although nothing is captured, unless the operator prefers no writes.
+    pub fn capture_failed(&self) {
         if self.shared.config.on_log_failure == OnLogFailure::DenyWrites {
             let text = "MISCONF redisdr cannot log writes and on-log-failure is deny-writes, see DR.STATUS";
             self.shared.gate.set(GateMode::LogFailed, text);
@@ -229,8 +233,12 @@ impl Capture {
         let mut told = false;
         loop {
             let cancelled = || self.stop.load(Ordering::Acquire) || self.node.stopping();
-            let request =
-                AttachRequest { resume, journal: &journal, cancelled: &cancelled, ..AttachRequest::new(dial) };
+            let request = AttachRequest {
+                resume,
+                journal: &journal,
+                cancelled: &cancelled,
+                ..AttachRequest::new(dial)
+            };
             match attach(&request) {
                 Ok(attached) => return Some(attached),
                 Err(AttachError::Cancelled) => return None,
@@ -397,6 +405,10 @@ impl SourceHost for Source {
 
     fn registry_changed(&self, registered: &[Registered]) {
         self.0.remember(|s| s.targets = registered.to_vec());
+    }
+
+    fn refused(&self, peer: &str, reason: &str) {
+        self.0.note_refusal(peer, reason);
     }
 
     fn panicked(&self, thread: &str, what: &str) {

@@ -11,7 +11,7 @@ use crate::store::durable;
 use crate::store::{Fs, StoreError};
 
 /// Position at a clean stop: what a start from an AOF continues from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CleanStop {
     /// The server's replication id.
     pub replid: String,
@@ -19,6 +19,31 @@ pub struct CleanStop {
     pub offset: i64,
     /// Op id of that offset.
     pub op_id: u64,
+}
+
+/// Name of the file that a clean stop leaves: replication id, offset and op id in one line of text. The server's
+/// main thread writes it when it stops, the next start takes it away.
+pub const CLEAN_STOP: &str = "clean-stop";
+
+impl CleanStop {
+    /// Takes the file away and returns what it said; `None` after a crash.
+    #[must_use]
+    pub fn take(dir: &Path) -> Option<Self> {
+        let path = dir.join(CLEAN_STOP);
+        let text = std::fs::read_to_string(&path).ok()?;
+        // It holds for one start only: after a crash of that one the dataset stands elsewhere.
+        if let Err(e) = std::fs::remove_file(&path) {
+            log::warn!("{}: {e}: not used", path.display());
+            return None;
+        }
+        let mut fields = text.strip_suffix('\n')?.split(' ');
+        let stop = Self {
+            replid: fields.next()?.to_owned(),
+            offset: fields.next()?.parse().ok()?,
+            op_id: fields.next()?.parse().ok()?,
+        };
+        fields.next().is_none().then_some(stop)
+    }
 }
 
 /// The record. Format version 1.
@@ -46,8 +71,6 @@ pub struct NodeState {
     pub attach_settings: Vec<(String, String)>,
     /// Targets and what they need.
     pub targets: Vec<Registered>,
-    /// Set at a clean stop, cleared at the next start.
-    pub clean_stop: Option<CleanStop>,
 }
 
 /// The record and its file.
@@ -79,7 +102,6 @@ impl StateFile {
                     linked_settings: Vec::new(),
                     attach_settings: Vec::new(),
                     targets: Vec::new(),
-                    clean_stop: None,
                 };
                 durable::save(fs.as_ref(), &path, &state)?;
                 state

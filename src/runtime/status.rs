@@ -20,6 +20,7 @@ impl Node {
         self.shared.durable.store(self.log.durable(), Ordering::Release);
         let linked = self.shared.linked.load(Ordering::Acquire);
         let mut warnings: Vec<String> = self.warnings.lock().iter().map(|w| w.1.clone()).collect();
+        warnings.extend(self.refusals());
         let poison = self.log.poisoned();
         if let Some(why) = &poison {
             warnings.push(format!("the log has failed, writes are not captured: {why}"));
@@ -111,7 +112,7 @@ impl Node {
             snapshot_bytes: bytes,
             snapshot_total: total,
             snapshot_keys: self.load_keys.load(Ordering::Relaxed),
-            snapshot_percent: if total == 0 { 0 } else { (bytes * 100 / total).min(100) },
+            snapshot_percent: (bytes * 100).checked_div(total).unwrap_or(0).min(100),
         })
     }
 

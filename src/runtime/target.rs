@@ -55,6 +55,8 @@ impl Node {
         let started = Feed::start(config, move |end| match end {
             FeedEnd::Stopped | FeedEnd::Reached => {}
             FeedEnd::Diverged(why) | FeedEnd::Failed(why) => {
+                // Until DR.RESYNC or a restart: the link may go on, and must not say that all is well.
+                node.shared.diverged.store(Some(Arc::new(why.clone())));
                 node.set_doing("failed", format!("not applying: {why}"));
                 node.warn("apply", format!("ops are received and not applied: {why}"));
             }
@@ -105,20 +107,18 @@ impl Node {
     /// After a load: an RDB of its own, so that a restart needs neither the staged file nor the link.
     fn save_after_load(self: &Arc<Self>) {
         let node = Arc::clone(self);
-        let spawned = super::spawn("dr-save", move || {
-            match node.save(&node.shared.stopping, &mut |_| {}) {
-                Ok(()) => {
-                    node.remember(|s| s.loading = false);
-                    let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
-                    if let Some(mut conn) = node.connect_again() {
-                        let _ = node.usable_rdb(&mut conn);
-                    }
+        let spawned = super::spawn("dr-save", move || match node.save(&node.shared.stopping, &mut |_| {}) {
+            Ok(()) => {
+                node.remember(|s| s.loading = false);
+                let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
+                if let Some(mut conn) = node.connect_again() {
+                    let _ = node.usable_rdb(&mut conn);
                 }
-                Err(e) => node.warn(
-                    "save",
-                    format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
-                ),
             }
+            Err(e) => node.warn(
+                "save",
+                format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
+            ),
         });
         if let Err(e) = spawned {
             log::warn!("no thread for saving the loaded snapshot: {e}");
@@ -138,7 +138,7 @@ impl TargetHost for Target {
             node: node.state.node(),
             lineage: node.log.lineage(),
             last_op: node.log.written(),
-            fresh: incomplete || (no_keys && (unknown || node.log.written() == 0)),
+            fresh: incomplete || (no_keys && (unknown || node.only_started())),
             consent: *node.consent.lock(),
         }
     }
@@ -215,7 +215,9 @@ impl TargetHost for Target {
             // This node was a source: its keys would expire by its own clock.
             let at = node.log.written();
             if !node.rebuild_to(at)? {
-                return Err(format!("the own disk cannot give op {at} with expiries held; DR.RESYNC takes a copy"));
+                return Err(format!(
+                    "the own disk cannot give op {at} with expiries held; DR.RESYNC takes a copy"
+                ));
             }
             node.start_feed();
             node.set_doing("streaming", "");
@@ -265,6 +267,19 @@ impl TargetHost for Target {
 }
 
 impl Node {
+    /// Whether the log holds nothing but what every start writes: no op that has ever had an effect.
+    fn only_started(&self) -> bool {
+        // The log of a node that has only ever idled stays far below this.
+        const IDLE_LOG: u64 = 64 << 20;
+        let (oldest, written) = (self.log.oldest(), self.log.written());
+        if written == 0 {
+            return true;
+        }
+        oldest == 1
+            && written < IDLE_LOG
+            && crate::link::tail_above(&self.log, 0).is_some_and(|t| !t.effective)
+    }
+
     /// Keeps what the log holds and another lineage, written up to `end`, has not: before the log starts anew.
     ///
     /// # Errors
@@ -281,7 +296,13 @@ impl Node {
         }
         match self.log.cut_after(common, reason) {
             Ok(Some(kept)) => {
-                log::warn!("{} ops ({} to {}) kept as orphan {}", kept.ops, kept.first_op, kept.last_op, kept.id);
+                log::warn!(
+                    "{} ops ({} to {}) kept as orphan {}",
+                    kept.ops,
+                    kept.first_op,
+                    kept.last_op,
+                    kept.id
+                );
                 Ok(())
             }
             Ok(None) => Ok(()),
@@ -306,10 +327,14 @@ impl Node {
         let mut conn = self.connect().map_err(|e| e.to_string())?;
         let own = self.rdb_path(&mut conn).map_err(|e| e.to_string())?;
         let fits = |r: &super::snapshots::Rdb| r.op_id <= op && r.op_id + 1 >= self.log.oldest();
-        let candidates = [own, self.dir.join(super::linked::BASE_RDB)];
+        let candidates = [own.clone(), self.dir.join(super::linked::BASE_RDB)];
         let found = candidates.iter().filter_map(|p| self.read_rdb(p)).filter(fits).max_by_key(|r| r.op_id);
         let Some(rdb) = found else { return Ok(false) };
         log::info!("rebuilding to op {op} from {} (op {}) and the log", rdb.path.display(), rdb.op_id);
+        // The RDB above the fork point must go: a start from it would be on the wrong branch.
+        if rdb.path != own && !self.link_base(&rdb.path, &own) {
+            return Ok(false);
+        }
         self.cut_log(op)?;
         self.load_rdb(&rdb.path, rdb.op_id, &rdb.lineage)?;
         self.set_ident(|i| {
@@ -365,7 +390,9 @@ impl Node {
                         return Err("stopped".into());
                     }
                 }
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return Err("the feed has ended".into()),
+                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
+                    return Err("the feed has ended".into())
+                }
             }
         }
     }

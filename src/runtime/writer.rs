@@ -28,7 +28,6 @@ enum Message {
     Frames(Vec<u8>),
     History(History, OpId),
     Flush(Sender<()>),
-    Stop,
 }
 
 /// The way into the log.
@@ -70,11 +69,6 @@ impl WriterHandle {
     pub fn flush(&self, timeout: Duration) -> bool {
         let (tx, rx) = bounded(1);
         self.queue.send(Message::Flush(tx)).is_ok() && rx.recv_timeout(timeout).is_ok()
-    }
-
-    /// Ends the writer after what is queued.
-    pub fn stop(&self) {
-        let _ = self.queue.send(Message::Stop);
     }
 }
 
@@ -144,7 +138,6 @@ impl Writer {
                     }
                 }
                 Message::Flush(done) => drop(done.send(())),
-                Message::Stop => return,
             }
             self.publish();
         }
@@ -156,10 +149,9 @@ impl Writer {
     }
 
     fn write(&mut self, frames: &[u8], retry_at: &mut Instant) {
-        if self.log.poisoned().is_some() {
-            if Instant::now() < *retry_at || !self.revive(frames) {
-                return;
-            }
+        let failed = self.log.poisoned().is_some();
+        if failed && (Instant::now() < *retry_at || !self.revive(frames)) {
+            return;
         }
         if let Err(e) = self.log.append(frames) {
             self.failed(&e);

@@ -106,6 +106,10 @@ impl<'a> Slice<'a> {
         self.rest.is_empty()
     }
 
+    pub(super) fn peek(&self) -> Option<u8> {
+        self.rest.first().copied()
+    }
+
     pub(super) fn take(&mut self, n: u64) -> Result<&'a [u8]> {
         let end = self.offset.saturating_add(self.rest.len() as u64);
         let split = usize::try_from(n).ok().and_then(|n| self.rest.split_at_checked(n));

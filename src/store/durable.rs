@@ -14,7 +14,8 @@ use super::fs::Fs;
 
 /// First eight bytes of a small file.
 pub const SMALL_MAGIC: [u8; 8] = *b"RDRSTAT1";
-const HEAD: usize = 16;
+/// Length of the head before the body.
+pub const HEAD: usize = 16;
 
 /// Replaces `path` by `value`.
 ///
@@ -52,22 +53,33 @@ pub fn replace_file(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> Result<(), StoreE
 /// # Errors
 /// The file system's, or damage with its kind.
 pub fn load<T: DeserializeOwned>(fs: &dyn Fs, path: &Path) -> Result<Option<T>, StoreError> {
+    let damaged = |error| StoreError::Damaged { path: path.to_owned(), offset: 0, error };
+    match read_file(fs, path, (HEAD + codec::MAX_CONTROL_LEN) as u64)? {
+        Some(bytes) => decode(&bytes).map(Some).map_err(damaged),
+        None => Ok(None),
+    }
+}
+
+/// Reads a whole file of at most `max` bytes; `None` where there is none.
+///
+/// # Errors
+/// The file system's, or that the file is longer.
+pub fn read_file(fs: &dyn Fs, path: &Path, max: u64) -> Result<Option<Vec<u8>>, StoreError> {
     let file = match fs.open(path, false) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(StoreError::io("opening", path, e)),
     };
     let read = |e| StoreError::io("reading", path, e);
-    let damaged = |error| StoreError::Damaged { path: path.to_owned(), offset: 0, error };
     let len = file.size().map_err(read)?;
-    let max = (HEAD + codec::MAX_CONTROL_LEN) as u64;
     if len > max {
-        return Err(damaged(FormatError::Value { field: "file length", got: len }));
+        let error = FormatError::Value { field: "file length", got: len };
+        return Err(StoreError::Damaged { path: path.to_owned(), offset: 0, error });
     }
     let mut bytes = vec![0u8; usize::try_from(len).unwrap_or(0)];
     let n = file.read_at(&mut bytes, 0).map_err(read)?;
     bytes.truncate(n);
-    decode(&bytes).map_err(damaged).map(Some)
+    Ok(Some(bytes))
 }
 
 /// Decodes the bytes of a small file.

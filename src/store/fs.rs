@@ -4,8 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+
+use super::error::StoreError;
+use super::lock::DirLock;
 
 /// An open file. Writes go to given offsets; nothing is buffered.
 pub trait FsFile: Send + Sync {
@@ -55,6 +58,16 @@ pub trait Fs: Send + Sync {
     /// # Errors
     /// The file system's.
     fn unlink(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file a second name.
+    ///
+    /// # Errors
+    /// The file system's, which may not know such names.
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes a directory and those above it.
     ///
     /// # Errors
@@ -75,6 +88,11 @@ pub trait Fs: Send + Sync {
     /// # Errors
     /// The file system's.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Keeps others from opening a log in a directory.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] with the holder, or the file system's.
+    fn lock(&self, dir: &Path) -> Result<DirLock, StoreError>;
 }
 
 /// The machine's file system.
@@ -138,6 +156,14 @@ impl Fs for RealFs {
         fs::remove_file(path)
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         fs::create_dir_all(path)
     }
@@ -166,43 +192,8 @@ impl Fs for RealFs {
         }
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
-}
 
-/// A lock on a directory, held while it lives.
-///
-/// A POSIX record lock, not `flock`: the children that a server forks to save would inherit that, and with it keep
-/// the directory locked after the server has died.
-#[derive(Debug)]
-pub struct DirLock {
-    _file: File,
-}
-
-impl DirLock {
-    /// Takes the lock.
-    ///
-    /// # Errors
-    /// [`super::StoreError::InUse`] with the holder, or the file system's.
-    pub fn take(dir: &Path) -> Result<Self, super::StoreError> {
-        let path: PathBuf = dir.join("lock");
-        let wrap = |what, e| super::StoreError::io(what, &path, e);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|e| wrap("opening", e))?;
-        // SAFETY: zeroed is a valid flock.
-        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-        lock.l_type = libc::F_WRLCK as libc::c_short;
-        lock.l_whence = libc::SEEK_SET as libc::c_short;
-        // SAFETY: an open descriptor and a valid flock.
-        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw mut lock) } == 0 {
-            return Ok(Self { _file: file });
-        }
-        // SAFETY: as above; asks who holds it.
-        let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &raw mut lock) } == 0;
-        let pid = (asked && lock.l_type != libc::F_UNLCK as libc::c_short).then_some(lock.l_pid);
-        Err(super::StoreError::InUse { dir: dir.to_owned(), pid })
+    fn lock(&self, dir: &Path) -> Result<DirLock, StoreError> {
+        DirLock::take(dir)
     }
 }

@@ -1,21 +1,25 @@
-//! The log: appended to by one writer, read by many.
+//! The log: positions, appending, syncing, waiting.
 //!
 //! Order of durability: a segment is sealed and synced before the next is made; a new segment's header and name
-//! are synced before an entry goes into it; the manifest says that segments are gone before they are unlinked.
+//! are synced before an entry goes into it. What changes the log as a whole is in `change.rs` and `orphans.rs`.
+//!
+//! Locks, in the order in which they may be taken: manifest, writer, rewinds. The first two are held over I/O.
+//! Positions, lineage and the list of segments are read without a lock.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use oplog_format::{EntryHeader, History, Lineage, LineageItem, OpId, SegmentHeader};
+use oplog_format::{EntryHeader, FormatError, History, Lineage, OpId, SegmentHeader};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 
 use super::durable;
 use super::error::{ReadError, StoreError};
-use super::fs::{DirLock, Fs, FsFile};
+use super::fs::Fs;
+use super::lock::DirLock;
 use super::orphans::OrphanInfo;
 use super::reader::LogReader;
 use super::segment::Segment;
@@ -57,6 +61,11 @@ pub struct Manifest {
     pub cut: Option<OpId>,
     /// How often the log had to skip ops.
     pub gaps: u64,
+}
+
+impl Manifest {
+    /// The version that this code writes and reads.
+    pub const VERSION: u32 = 1;
 }
 
 /// Name of the manifest in the log's directory.
@@ -108,9 +117,26 @@ pub struct CleanReport {
     pub bytes: u64,
 }
 
-pub(super) struct Writer {
+/// The manifest as it is on the disk, but for a save that has failed.
+pub(super) struct Shelf {
     pub(super) manifest: Manifest,
+    /// Last epoch that was tried: one whose start has failed may have left a file.
+    pub(super) last_epoch: u32,
+}
+
+pub(super) struct Writer {
+    pub(super) epoch: u32,
+    /// Where entries go; sealed only where making the next one has failed.
     pub(super) current: Option<Arc<Segment>>,
+    /// Headers of the frames being appended, with their offsets; kept for its memory.
+    headers: Vec<(EntryHeader, usize)>,
+}
+
+/// Backward moves of [`Log::written`], for readers and a sync that began before one.
+#[derive(Default)]
+struct Rewinds {
+    /// Number of the move, and the op above which nothing stayed.
+    moves: Vec<(u64, OpId)>,
 }
 
 /// A log in a directory.
@@ -118,18 +144,23 @@ pub struct Log {
     pub(super) fs: Arc<dyn Fs>,
     pub(super) dir: PathBuf,
     pub(super) opts: LogOptions,
+    pub(super) shelf: Mutex<Shelf>,
     pub(super) writer: Mutex<Writer>,
     /// Live segments, oldest first.
     pub(super) segments: ArcSwap<Vec<Arc<Segment>>>,
     pub(super) lineage: ArcSwap<Lineage>,
     pub(super) written: AtomicU64,
-    pub(super) durable: AtomicU64,
-    pub(super) oldest: AtomicU64,
-    gaps: AtomicU64,
+    durable: AtomicU64,
+    oldest: AtomicU64,
+    pub(super) gaps: AtomicU64,
+    rewinds: Mutex<Rewinds>,
+    rewind_count: AtomicU64,
+    /// A cut has begun and not ended: the last segment may be shorter than it is said to be.
+    pub(super) cutting: AtomicBool,
     changed: Mutex<()>,
     signal: Condvar,
-    poison: ArcSwapOption<String>,
-    _lock: Option<DirLock>,
+    pub(super) poison: ArcSwapOption<String>,
+    _lock: DirLock,
 }
 
 impl Log {
@@ -137,25 +168,29 @@ impl Log {
         fs: Arc<dyn Fs>,
         dir: &Path,
         opts: LogOptions,
-        writer: Writer,
+        manifest: Manifest,
         segments: Vec<Arc<Segment>>,
-        lock: Option<DirLock>,
+        lock: DirLock,
     ) -> Arc<Self> {
-        let written = segments
-            .last()
-            .map_or(writer.manifest.oldest.saturating_sub(1), |s| s.last_op.load(Ordering::Acquire));
+        let written = segments.last().map_or(manifest.oldest.saturating_sub(1), |s| s.last_op());
         let oldest = segments.first().map_or(written + 1, |s| s.header.first_op);
+        let current = segments.last().filter(|s| !s.is_sealed()).cloned();
+        let epoch = manifest.epoch;
         Arc::new(Self {
             fs,
             dir: dir.to_owned(),
             opts,
-            lineage: ArcSwap::from_pointee(writer.manifest.lineage.clone()),
-            gaps: AtomicU64::new(writer.manifest.gaps),
-            writer: Mutex::new(writer),
+            lineage: ArcSwap::from_pointee(manifest.lineage.clone()),
+            gaps: AtomicU64::new(manifest.gaps),
+            shelf: Mutex::new(Shelf { manifest, last_epoch: epoch }),
+            writer: Mutex::new(Writer { epoch, current, headers: Vec::new() }),
             segments: ArcSwap::from_pointee(segments),
             written: AtomicU64::new(written),
             durable: AtomicU64::new(written),
             oldest: AtomicU64::new(oldest),
+            rewinds: Mutex::default(),
+            rewind_count: AtomicU64::new(0),
+            cutting: AtomicBool::new(false),
             changed: Mutex::new(()),
             signal: Condvar::new(),
             poison: ArcSwapOption::empty(),
@@ -188,7 +223,7 @@ impl Log {
         self.poison.load().as_deref().cloned()
     }
 
-    fn poison<T>(&self, error: StoreError) -> Result<T, StoreError> {
+    pub(super) fn poison<T>(&self, error: StoreError) -> Result<T, StoreError> {
         if self.poison.load().is_none() {
             self.poison.store(Some(Arc::new(error.to_string())));
         }
@@ -196,7 +231,7 @@ impl Log {
         Err(error)
     }
 
-    fn check(&self) -> Result<(), StoreError> {
+    pub(super) fn check(&self) -> Result<(), StoreError> {
         match self.poisoned() {
             Some(why) => Err(StoreError::Poisoned(why)),
             None => Ok(()),
@@ -213,80 +248,6 @@ impl Log {
         durable::save(self.fs.as_ref(), &self.dir.join(MANIFEST), manifest)
     }
 
-    /// Opens a history at `first_op`. Directly above [`Self::written`] the log goes on; above that there is a
-    /// gap, and what lies below it can no longer be read.
-    ///
-    /// # Errors
-    /// [`StoreError::NotNext`] below; otherwise the file system's, after which the log is poisoned.
-    pub fn begin_history(&self, history: History, first_op: OpId) -> Result<(), StoreError> {
-        self.check()?;
-        let mut writer = self.writer.lock();
-        let next = self.written() + 1;
-        if first_op < next {
-            return Err(StoreError::NotNext { expected: next, got: first_op });
-        }
-        let same = self.lineage.load().current().is_some_and(|c| c.history == history);
-        if same && first_op == next && writer.current.is_some() {
-            return Ok(());
-        }
-        match self.begin(&mut writer, history, first_op) {
-            Ok(()) => Ok(()),
-            Err(e) => self.poison(e),
-        }
-    }
-
-    fn begin(&self, writer: &mut Writer, history: History, first_op: OpId) -> Result<(), StoreError> {
-        let next = self.written() + 1;
-        let gap = first_op > next;
-        let had_ops = self.oldest() <= self.written();
-        let mut manifest = writer.manifest.clone();
-        manifest.lineage.open(history, first_op);
-        if gap {
-            manifest.oldest = first_op;
-            if had_ops {
-                manifest.gaps += 1;
-            }
-        }
-        if let Some(current) = writer.current.take() {
-            if current.is_empty() {
-                // Never had an entry: the new one takes its place, perhaps under the same name.
-                self.replace_segments(|s| s.retain(|x| !Arc::ptr_eq(x, &current)));
-                if current.header.first_op != first_op {
-                    self.fs
-                        .unlink(&current.path)
-                        .map_err(|e| StoreError::io("removing", &current.path, e))?;
-                }
-            } else {
-                current.seal()?;
-                self.advance_durable(current.last_op.load(Ordering::Acquire));
-            }
-        }
-        let segment = self.new_segment(manifest.epoch, history, first_op)?;
-        self.save_manifest(&manifest)?;
-        let gone: Vec<Arc<Segment>> =
-            if gap { self.segments.load().iter().cloned().collect() } else { Vec::new() };
-        self.replace_segments(|s| {
-            if gap {
-                s.clear();
-            }
-            s.push(Arc::clone(&segment));
-        });
-        self.gaps.store(manifest.gaps, Ordering::Relaxed);
-        self.lineage.store(Arc::new(manifest.lineage.clone()));
-        writer.manifest = manifest;
-        writer.current = Some(segment);
-        if gap {
-            self.written.store(first_op - 1, Ordering::Release);
-            self.durable.store(first_op - 1, Ordering::Release);
-        }
-        self.update_oldest();
-        for segment in gone {
-            let _ = self.fs.unlink(&segment.path);
-        }
-        self.notify();
-        Ok(())
-    }
-
     pub(super) fn new_segment(
         &self,
         epoch: u32,
@@ -295,13 +256,16 @@ impl Log {
     ) -> Result<Arc<Segment>, StoreError> {
         let created_ms = now_ms();
         let header = SegmentHeader { history, first_op, created_ms, service_id: self.opts.service_id };
-        Segment::create(self.fs.as_ref(), &self.dir, epoch, header).map(Arc::new)
+        Segment::create(&self.fs, &self.dir, epoch, header).map(Arc::new)
     }
 
-    pub(super) fn replace_segments(&self, change: impl FnOnce(&mut Vec<Arc<Segment>>)) {
-        let mut segments = Vec::clone(&self.segments.load());
-        change(&mut segments);
-        self.segments.store(Arc::new(segments));
+    /// Changes the list of segments, also while another thread does.
+    pub(super) fn replace_segments(&self, change: impl Fn(&mut Vec<Arc<Segment>>)) {
+        self.segments.rcu(|old| {
+            let mut new = Vec::clone(old);
+            change(&mut new);
+            new
+        });
     }
 
     pub(super) fn update_oldest(&self) {
@@ -309,24 +273,55 @@ impl Log {
         self.oldest.store(first.unwrap_or(self.written() + 1), Ordering::Release);
     }
 
-    fn advance_durable(&self, op: OpId) {
-        self.durable.fetch_max(op, Ordering::AcqRel);
+    /// Number of the backward moves so far.
+    pub(super) fn rewind_count(&self) -> u64 {
+        self.rewind_count.load(Ordering::SeqCst)
     }
 
-    /// Appends one or more whole entries that continue the log; returns the last op.
+    /// The lowest op that anything was moved back to since `count` moves; `None` since none.
+    pub(super) fn rewound_since(&self, count: u64) -> Option<OpId> {
+        self.rewinds.lock().moves.iter().filter(|(n, _)| *n > count).map(|(_, op)| *op).min()
+    }
+
+    /// Sets all positions anew. `floor` is the op up to which what was read before still holds.
+    pub(super) fn rewind(&self, written: OpId, durable: OpId, floor: OpId) {
+        let mut rewinds = self.rewinds.lock();
+        let count = self.rewind_count() + 1;
+        // Older moves to a higher op say nothing that this one does not.
+        rewinds.moves.retain(|(_, op)| *op < floor);
+        rewinds.moves.push((count, floor));
+        self.written.store(written, Ordering::Release);
+        self.durable.store(durable, Ordering::Release);
+        self.rewind_count.store(count, Ordering::SeqCst);
+    }
+
+    /// `op` is on the disk, unless the log was moved back after `count` moves.
+    pub(super) fn advance_durable(&self, count: u64, op: OpId) {
+        let _rewinds = self.rewinds.lock();
+        if self.rewind_count() == count {
+            self.durable.fetch_max(op, Ordering::AcqRel);
+        }
+    }
+
+    /// Appends one or more whole entries that continue the log; returns the last op. The checksums are not
+    /// computed again.
     ///
     /// # Errors
-    /// [`StoreError::NotNext`] and damage of `frames` change nothing; a failed write poisons the log.
+    /// [`StoreError::NotNext`] and damage of `frames` change nothing. A failed write or sync poisons the log;
+    /// whole entries up to [`Self::written`] may then have been appended.
     pub fn append(&self, frames: &[u8]) -> Result<OpId, StoreError> {
-        self.check()?;
         let mut writer = self.writer.lock();
-        let headers = self.headers(frames)?;
-        match self.append_runs(&mut writer, frames, &headers) {
-            Ok(()) => {}
-            Err(e @ StoreError::NoHistory) => return Err(e),
-            Err(e) => return self.poison(e),
-        }
+        self.check()?;
+        let mut headers = std::mem::take(&mut writer.headers);
+        headers.clear();
+        let result = match self.headers(frames, &mut headers) {
+            Ok(()) if writer.current.is_none() => Err(StoreError::NoHistory),
+            Ok(()) => self.append_runs(&mut writer, frames, &headers).or_else(|e| self.poison(e)),
+            Err(e) => Err(e),
+        };
+        writer.headers = headers;
         drop(writer);
+        result?;
         if self.opts.fsync == FsyncPolicy::Always {
             self.sync()?;
         }
@@ -334,13 +329,12 @@ impl Log {
         Ok(self.written())
     }
 
-    fn headers(&self, frames: &[u8]) -> Result<Vec<(EntryHeader, usize)>, StoreError> {
+    fn headers(&self, frames: &[u8], headers: &mut Vec<(EntryHeader, usize)>) -> Result<(), StoreError> {
         let damaged = |offset: usize, error| StoreError::Damaged {
             path: PathBuf::from("(entries to append)"),
             offset: offset as u64,
             error,
         };
-        let mut headers = Vec::with_capacity(4);
         let (mut at, mut next) = (0usize, self.written() + 1);
         while let Some(rest) = frames.get(at..).filter(|r| !r.is_empty()) {
             let header = EntryHeader::decode(rest).map_err(|e| damaged(at, e))?;
@@ -350,18 +344,14 @@ impl Log {
             }
             let len = usize::try_from(header.frame_len()).ok().filter(|l| *l <= rest.len());
             let Some(len) = len else {
-                let error = oplog_format::FormatError::Short {
-                    what: "entry",
-                    needed: header.frame_len(),
-                    got: rest.len() as u64,
-                };
-                return Err(damaged(at, error));
+                let (needed, got) = (header.frame_len(), rest.len() as u64);
+                return Err(damaged(at, FormatError::Short { what: "entry", needed, got }));
             };
             headers.push((header, at));
             next = header.meta.last_op + 1;
             at += len;
         }
-        Ok(headers)
+        Ok(())
     }
 
     /// Writes the entries in as few runs as the segment size allows.
@@ -374,7 +364,7 @@ impl Log {
         let mut i = 0;
         while i < headers.len() {
             let current = writer.current.clone().ok_or(StoreError::NoHistory)?;
-            let room = self.opts.segment_size.saturating_sub(current.end.load(Ordering::Acquire));
+            let room = self.opts.segment_size.saturating_sub(current.end());
             let start = headers.get(i).map_or(0, |h| h.1);
             let mut j = i;
             let mut end = start;
@@ -392,21 +382,27 @@ impl Log {
                 continue;
             }
             let run = frames.get(start..end).unwrap_or_default();
-            let shifted: Vec<(EntryHeader, usize)> =
-                headers.get(i..j).unwrap_or_default().iter().map(|(h, at)| (*h, at - start)).collect();
-            current.append(run, &shifted)?;
-            self.written.store(current.last_op.load(Ordering::Acquire), Ordering::Release);
+            current.append(run, headers.get(i..j).unwrap_or_default(), self.opts.segment_size)?;
+            self.written.store(current.last_op(), Ordering::Release);
             i = j;
         }
         Ok(())
     }
 
     fn cut_segment(&self, writer: &mut Writer, current: &Arc<Segment>) -> Result<(), StoreError> {
-        current.seal()?;
-        self.advance_durable(current.last_op.load(Ordering::Acquire));
-        let segment = self.new_segment(writer.manifest.epoch, current.header.history, current.next_op())?;
+        self.seal(current)?;
+        let segment = self.new_segment(writer.epoch, current.header.history, current.next_op())?;
         self.replace_segments(|s| s.push(Arc::clone(&segment)));
         writer.current = Some(segment);
+        Ok(())
+    }
+
+    /// Seals the current segment, whose lock the caller holds.
+    pub(super) fn seal(&self, current: &Segment) -> Result<(), StoreError> {
+        if !current.is_sealed() {
+            current.seal()?;
+            self.advance_durable(self.rewind_count(), current.last_op());
+        }
         Ok(())
     }
 
@@ -416,100 +412,20 @@ impl Log {
     /// The file system's, after which the log is poisoned.
     pub fn sync(&self) -> Result<OpId, StoreError> {
         self.check()?;
-        let (file, path, written): (Arc<dyn FsFile>, PathBuf, OpId) = {
+        let (current, written, count) = {
             let writer = self.writer.lock();
             let Some(current) = &writer.current else { return Ok(self.durable()) };
-            (Arc::clone(&current.file), current.path.clone(), self.written())
+            (Arc::clone(current), self.written(), self.rewind_count())
         };
         // Sealed segments were synced when they were sealed, so the current file is all there is to do.
         if written > self.durable() {
-            if let Err(e) = file.sync_data() {
-                return self.poison(StoreError::io("syncing", &path, e));
+            if let Err(e) = current.sync() {
+                return self.poison(e);
             }
-            // A cut or reset meanwhile has set its own mark.
-            if written <= self.written() {
-                self.advance_durable(written);
-            }
+            self.advance_durable(count, written);
             self.notify();
         }
         Ok(self.durable())
-    }
-
-    /// Starts anew above a copied dataset: all segments go, the next op is `next_op`.
-    ///
-    /// # Errors
-    /// The file system's, after which the log is poisoned.
-    pub fn reset(&self, lineage: Lineage, next_op: OpId) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock();
-        let manifest = Manifest {
-            version: 1,
-            epoch: writer.manifest.epoch + 1,
-            oldest: next_op,
-            lineage,
-            cut: None,
-            gaps: writer.manifest.gaps,
-        };
-        let result = self.restart(&mut writer, manifest);
-        match result {
-            Ok(()) => {
-                self.poison.store(None);
-                self.notify();
-                Ok(())
-            }
-            Err(e) => self.poison(e),
-        }
-    }
-
-    fn restart(&self, writer: &mut Writer, manifest: Manifest) -> Result<(), StoreError> {
-        let next_op = manifest.oldest;
-        let current = manifest.lineage.history_of(next_op).or(manifest.lineage.current().map(|c| c.history));
-        self.save_manifest(&manifest)?;
-        let gone = Vec::clone(&self.segments.load());
-        let segment = match current {
-            Some(history) => Some(self.new_segment(manifest.epoch, history, next_op)?),
-            None => None,
-        };
-        self.segments.store(Arc::new(segment.iter().cloned().collect()));
-        self.written.store(next_op.saturating_sub(1), Ordering::Release);
-        self.durable.store(next_op.saturating_sub(1), Ordering::Release);
-        self.lineage.store(Arc::new(manifest.lineage.clone()));
-        writer.manifest = manifest;
-        writer.current = segment;
-        self.update_oldest();
-        for segment in gone {
-            self.fs.unlink(&segment.path).map_err(|e| StoreError::io("removing", &segment.path, e))?;
-        }
-        self.fs.sync_dir(&self.dir).map_err(|e| StoreError::io("syncing", &self.dir, e))
-    }
-
-    /// After a failed write: goes on in a new segment at `first_op`, which leaves a gap unless that is next.
-    /// What the failed write left behind is cut off first.
-    ///
-    /// # Errors
-    /// The file system's; the log then stays poisoned.
-    pub fn revive(&self, history: History, first_op: OpId) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock();
-        if let Some(current) = &writer.current {
-            let end = current.end.load(Ordering::Acquire);
-            current.file.set_len(end).map_err(|e| StoreError::io("trimming", &current.path, e))?;
-            current.file.sync_data().map_err(|e| StoreError::io("syncing", &current.path, e))?;
-        }
-        let next = self.written() + 1;
-        if first_op < next {
-            return Err(StoreError::NotNext { expected: next, got: first_op });
-        }
-        let goes_on = first_op == next
-            && writer
-                .current
-                .as_ref()
-                .is_some_and(|c| c.header.history == history && !c.sealed.load(Ordering::Acquire));
-        if !goes_on {
-            self.begin(&mut writer, history, first_op)?;
-        }
-        self.poison.store(None);
-        drop(writer);
-        self.notify();
-        Ok(())
     }
 
     /// A reader whose first entry begins at `from`.
@@ -520,24 +436,27 @@ impl Log {
         LogReader::open(Arc::clone(self), from)
     }
 
-    /// Waits until something above `above` is written, the log fails, or the time is over; returns the last op.
+    /// Waits until something above `above` is written, the log is moved back below it or fails, or the time is
+    /// over; returns the last op.
     pub fn wait_written(&self, above: OpId, timeout: Duration) -> OpId {
-        self.wait(timeout, || self.written() > above || self.written() < above);
+        self.wait(timeout, || self.written() != above);
         self.written()
     }
 
-    /// Waits until `at_least` is durable or the time is over; returns the last durable op.
+    /// Waits until `at_least` is durable, the log fails, or the time is over; returns the last durable op.
     pub fn wait_durable(&self, at_least: OpId, timeout: Duration) -> OpId {
         self.wait(timeout, || self.durable() >= at_least);
         self.durable()
     }
 
     fn wait(&self, timeout: Duration, done: impl Fn() -> bool) {
-        let until = Instant::now() + timeout;
+        let until = Instant::now().checked_add(timeout);
         let mut guard = self.changed.lock();
         while !done() && self.poison.load().is_none() {
-            if self.signal.wait_until(&mut guard, until).timed_out() {
-                return;
+            match until {
+                None => self.signal.wait(&mut guard),
+                Some(until) if self.signal.wait_until(&mut guard, until).timed_out() => return,
+                Some(_) => {}
             }
         }
         if self.poison.load().is_some() && !done() {
@@ -546,70 +465,11 @@ impl Log {
         }
     }
 
-    /// Removes sealed segments that lie wholly below `keep_from` and are at least `min_age` old.
-    ///
-    /// # Errors
-    /// The file system's; segments are then removed at the next opening.
-    pub fn clean(&self, keep_from: OpId, min_age: Duration, now_ms: u64) -> Result<CleanReport, StoreError> {
-        let age = u64::try_from(min_age.as_millis()).unwrap_or(u64::MAX);
-        self.remove_oldest(|s, _| {
-            s.last_op.load(Ordering::Acquire) < keep_from
-                && s.last_time_ms.load(Ordering::Relaxed).saturating_add(age) <= now_ms
-        })
-    }
-
-    /// Removes the oldest sealed segments until the log has at most `max` bytes.
-    ///
-    /// # Errors
-    /// As [`Self::clean`].
-    pub fn clean_to_bytes(&self, max: u64) -> Result<CleanReport, StoreError> {
-        let mut total = self.stats_bytes();
-        self.remove_oldest(move |_, bytes| {
-            let over = total > max;
-            total = total.saturating_sub(bytes);
-            over
-        })
-    }
-
-    fn remove_oldest(
-        &self,
-        mut remove: impl FnMut(&Segment, u64) -> bool,
-    ) -> Result<CleanReport, StoreError> {
-        let mut writer = self.writer.lock();
-        let segments = Vec::clone(&self.segments.load());
-        let mut gone = Vec::new();
-        let mut report = CleanReport::default();
-        for segment in segments.iter().take(segments.len().saturating_sub(1)) {
-            let bytes = segment.disk_bytes();
-            if !segment.sealed.load(Ordering::Acquire) || !remove(segment, bytes) {
-                break;
-            }
-            report.segments += 1;
-            report.bytes += bytes;
-            gone.push(Arc::clone(segment));
-        }
-        let Some(last) = gone.last() else { return Ok(report) };
-        let mut manifest = writer.manifest.clone();
-        manifest.oldest = last.last_op.load(Ordering::Acquire) + 1;
-        self.save_manifest(&manifest)?;
-        writer.manifest = manifest;
-        self.replace_segments(|s| {
-            s.drain(..gone.len());
-        });
-        self.update_oldest();
-        drop(writer);
-        for segment in &gone {
-            // An open reader keeps the bytes; a crash here leaves files that the next opening removes.
-            self.fs.unlink(&segment.path).map_err(|e| StoreError::io("removing", &segment.path, e))?;
-        }
-        Ok(report)
-    }
-
-    fn stats_bytes(&self) -> u64 {
+    pub(super) fn stats_bytes(&self) -> u64 {
         self.segments.load().iter().map(|s| s.disk_bytes()).sum()
     }
 
-    /// Figures for the status; asks the file system.
+    /// Figures for the status; asks the file system for the free bytes.
     pub fn stats(&self) -> LogStats {
         LogStats {
             segments: self.segments.load().len() as u64,
@@ -619,7 +479,7 @@ impl Log {
         }
     }
 
-    /// Ops that were cut off and kept.
+    /// Ops that were cut off and kept. Reads the disk.
     ///
     /// # Errors
     /// The file system's, or damage of an orphan's record.
@@ -630,16 +490,6 @@ impl Log {
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
-    }
-
-    /// Histories that segments name and the lineage does not, added to it.
-    pub(super) fn complete_lineage(lineage: &mut Lineage, segments: &[Arc<Segment>]) {
-        for s in segments {
-            let item = LineageItem { history: s.header.history, first_op: s.header.first_op };
-            if !lineage.items().iter().any(|i| i.history == item.history) {
-                lineage.open(item.history, item.first_op);
-            }
-        }
     }
 }
 

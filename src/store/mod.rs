@@ -2,17 +2,22 @@
 //!
 //! `docs/store.md` tells the files, the order of durability and what a crash leaves.
 
+mod change;
+mod cut;
 pub mod durable;
 mod error;
 pub mod fs;
+mod lock;
 mod log;
 mod open;
 pub mod orphans;
 mod reader;
 pub mod segment;
+mod walk;
 
 pub use error::{ReadError, StoreError};
-pub use fs::{Fs, RealFs};
+pub use fs::{Fs, FsFile, RealFs};
+pub use lock::DirLock;
 pub use log::{
     CleanReport, FsyncPolicy, Log, LogOptions, LogStats, Manifest, OpenReport, TornTail, MANIFEST,
 };
@@ -197,7 +202,8 @@ mod tests {
         assert_eq!((log.oldest(), log.written()), (5_000_000, 4_999_999));
         log.append(&frames(&log, 2)).unwrap();
         let end = log.written();
-        drop(log);
+        assert!(matches!(old.next(1, &mut out), Err(ReadError::Trimmed { .. })));
+        drop((log, old));
         let (log, _) = open(dir.path());
         assert_eq!((log.oldest(), log.written()), (5_000_000, end));
     }

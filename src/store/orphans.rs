@@ -1,11 +1,6 @@
 //! Ops that were cut off the log because the source does not have them: kept until the operator removes them.
-//!
-//! Order: copy the tail into a folder with a record, sync both, rename the folder to its final name; note the cut
-//! in the manifest; only then take the ops out of the log. A crash before the note leaves the log whole, one
-//! after it makes the next opening finish the cut.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use oplog_format::{
@@ -18,11 +13,14 @@ use super::durable;
 use super::error::{ReadError, StoreError};
 use super::fs::Fs;
 use super::log::{now_ms, Log};
-use super::segment::Segment;
+use super::segment::{file_name, Segment};
 
 /// Directory of the orphans.
 pub const ORPHANS: &str = "orphans";
-const RECORD: &str = "orphan";
+/// Name of the record in an orphan's folder.
+pub const RECORD: &str = "orphan";
+/// A folder that is being filled; removed at the next opening.
+const PART: &str = ".part";
 /// Bytes read at once.
 const STEP: usize = 1 << 20;
 
@@ -61,7 +59,7 @@ pub fn list(fs: &dyn Fs, dir: &Path) -> Result<Vec<OrphanInfo>, StoreError> {
         Err(e) => return Err(StoreError::io("listing", &folder, e)),
     };
     let mut found = Vec::new();
-    for name in names.iter().filter(|n| !n.ends_with(".part")) {
+    for name in names.iter().filter(|n| !n.ends_with(PART)) {
         if let Some(info) = durable::load(fs, &folder.join(name).join(RECORD))? {
             found.push(info);
         }
@@ -69,170 +67,161 @@ pub fn list(fs: &dyn Fs, dir: &Path) -> Result<Vec<OrphanInfo>, StoreError> {
     Ok(found)
 }
 
+/// Removes what copies that were not finished have left.
+pub(super) fn remove_parts(fs: &dyn Fs, dir: &Path) {
+    let folder = dir.join(ORPHANS);
+    for name in fs.list(&folder).unwrap_or_default().iter().filter(|n| n.ends_with(PART)) {
+        remove_folder(fs, &folder.join(name));
+    }
+}
+
+fn remove_folder(fs: &dyn Fs, folder: &Path) {
+    for name in fs.list(folder).unwrap_or_default() {
+        let _ = fs.unlink(&folder.join(name));
+    }
+    if let Err(e) = fs.remove_dir(folder) {
+        log::warn!("{} cannot be removed: {e}", folder.display());
+    }
+}
+
+/// Where a cut goes through.
+pub(super) struct Seam {
+    /// The ops up to the cut of the entry that it goes through, as an entry.
+    pub(super) head: Option<Vec<u8>>,
+    /// Its ops above the cut.
+    tail: Vec<u8>,
+    /// First op of the next entry.
+    next: OpId,
+}
+
 impl Log {
-    /// Takes everything above `op` out of the log and keeps it aside. `None` where there is nothing.
-    ///
-    /// # Errors
-    /// The file system's, or damage. The log is then whole, or the cut is finished at the next opening.
-    pub fn cut_after(self: &Arc<Self>, op: OpId, reason: &str) -> Result<Option<OrphanInfo>, StoreError> {
-        if op >= self.written() {
-            return Ok(None);
-        }
-        let kept = self.keep_aside(op, reason)?;
-        {
-            let mut writer = self.writer.lock();
-            let mut manifest = writer.manifest.clone();
-            manifest.cut = Some(op);
-            manifest.lineage.cut_after(op);
-            self.save_manifest(&manifest)?;
-            writer.manifest = manifest;
-        }
-        self.finish_cut(op)?;
-        Ok(Some(kept))
+    /// Finds where a cut behind `op` goes through.
+    pub(super) fn seam(self: &Arc<Self>, op: OpId) -> Result<Seam, StoreError> {
+        let (entry_first, entry_last) = match self.reader(op + 1) {
+            Ok(_) => return Ok(Seam { head: None, tail: Vec::new(), next: op + 1 }),
+            Err(ReadError::NotABoundary { entry_first, entry_last, .. }) => (entry_first, entry_last),
+            Err(e) => return Err(unread(e)),
+        };
+        let mut frames = Vec::new();
+        self.reader(entry_first).and_then(|mut r| r.next(1, &mut frames)).map_err(unread)?;
+        let wrong = |error| StoreError::Damaged { path: PathBuf::from("(entry to split)"), offset: 0, error };
+        let (head, tail) = split(&frames, op).map_err(wrong)?;
+        Ok(Seam { head: Some(head), tail, next: entry_last + 1 })
     }
 
-    fn keep_aside(self: &Arc<Self>, op: OpId, reason: &str) -> Result<OrphanInfo, StoreError> {
+    /// Keeps everything above `op` aside, durably: whole sealed segments by a second name, the rest as copies.
+    pub(super) fn keep_aside(
+        self: &Arc<Self>,
+        op: OpId,
+        seam: &Seam,
+        reason: &str,
+    ) -> Result<OrphanInfo, StoreError> {
         let folder = self.dir.join(ORPHANS);
-        let id = format!("{:020}-{}", op + 1, now_ms());
-        let part = folder.join(format!("{id}.part"));
-        self.fs.create_dir(&part).map_err(|e| StoreError::io("making", &part, e))?;
-        let mut info = OrphanInfo {
+        let cut_ms = now_ms();
+        let taken = self.fs.list(&folder).unwrap_or_default();
+        let id = (cut_ms..)
+            .map(|ms| format!("{:020}-{ms}", op + 1))
+            .find(|id| !taken.iter().any(|t| t.trim_end_matches(PART) == id))
+            .unwrap_or_default();
+        let part = folder.join(format!("{id}{PART}"));
+        let info = OrphanInfo {
             id: id.clone(),
             first_op: op + 1,
             reason: reason.to_owned(),
-            cut_ms: now_ms(),
+            cut_ms,
             ..OrphanInfo::default()
         };
-        let lineage = self.lineage();
-        let (mut frames, mut reader) = self.tail_reader(op)?;
-        let mut target: Option<Arc<Segment>> = None;
-        loop {
-            if frames.is_empty() && reader.next(STEP, &mut frames).map_err(unread)?.is_none() {
-                break;
-            }
-            let mut rest = frames.as_slice();
-            while let Ok(Decoded::Entry(e)) = decode_entry(rest) {
-                let first = e.header.first_op();
-                let history = lineage.history_of(first).or(lineage.current().map(|c| c.history));
-                let history = history.ok_or(StoreError::NoHistory)?;
-                let segment = match &target {
-                    Some(s) if s.header.history == history => Arc::clone(s),
-                    _ => {
-                        if let Some(done) = target.take() {
-                            done.seal()?;
-                        }
-                        let header = SegmentHeader {
-                            history,
-                            first_op: first,
-                            created_ms: now_ms(),
-                            service_id: self.opts.service_id,
-                        };
-                        Arc::new(Segment::create(self.fs.as_ref(), &part, 0, header)?)
-                    }
-                };
-                segment.append(e.frame, &[(e.header, 0)])?;
-                target = Some(segment);
-                count(&mut info, &e.header);
-                rest = rest.get(e.frame.len()..).unwrap_or_default();
-            }
-            frames.clear();
+        let filled = self.fill_folder(&part, op, seam, info).and_then(|info| {
+            let done = folder.join(&id);
+            self.fs.rename(&part, &done).map_err(|e| StoreError::io("renaming", &part, e))?;
+            self.fs.sync_dir(&folder).map_err(|e| StoreError::io("syncing", &folder, e))?;
+            // The folder of all orphans may be new, too.
+            self.fs.sync_dir(&self.dir).map_err(|e| StoreError::io("syncing", &self.dir, e))?;
+            Ok(info)
+        });
+        if filled.is_err() {
+            remove_folder(self.fs.as_ref(), &part);
         }
-        if let Some(done) = target {
-            done.seal()?;
+        filled
+    }
+
+    fn fill_folder(
+        self: &Arc<Self>,
+        part: &Path,
+        op: OpId,
+        seam: &Seam,
+        mut info: OrphanInfo,
+    ) -> Result<OrphanInfo, StoreError> {
+        self.fs.create_dir(part).map_err(|e| StoreError::io("making", part, e))?;
+        for segment in self.segments.load_full().iter().filter(|s| s.last_op() > op) {
+            let first = segment.header.first_op;
+            let whole = first > op && segment.is_sealed();
+            if whole && self.fs.hard_link(&segment.path, &part.join(file_name(0, first))).is_ok() {
+                if info.ops == 0 {
+                    info.first_time_ms = self.time_of(first)?;
+                }
+                info.ops += segment.ops();
+                info.last_time_ms = segment.last_time_ms();
+                info.last_op = segment.last_op();
+            } else {
+                self.copy_segment(part, segment, op, seam, &mut info)?;
+            }
         }
+        info.bytes = (info.last_op + 1).saturating_sub(info.first_op);
+        // Syncs the folder as well.
         durable::save(self.fs.as_ref(), &part.join(RECORD), &info)?;
-        let done = folder.join(&id);
-        self.fs.rename(&part, &done).map_err(|e| StoreError::io("renaming", &part, e))?;
-        self.fs.sync_dir(&folder).map_err(|e| StoreError::io("syncing", &folder, e))?;
         Ok(info)
     }
 
-    /// The entries above `op`: the rest of the one that it lies in, and a reader for what follows.
-    fn tail_reader(self: &Arc<Self>, op: OpId) -> Result<(Vec<u8>, super::LogReader), StoreError> {
-        match self.reader(op + 1) {
-            Ok(reader) => Ok((Vec::new(), reader)),
-            Err(ReadError::NotABoundary { entry_first, .. }) => {
-                let mut reader = self.reader(entry_first).map_err(unread)?;
-                let mut frames = Vec::new();
-                reader.next(1, &mut frames).map_err(unread)?;
-                let entry_len = frame_len(&frames);
-                let tail = split(frames.get(..entry_len).unwrap_or_default(), op)?;
-                let mut out = tail;
-                out.extend_from_slice(frames.get(entry_len..).unwrap_or_default());
-                Ok((out, reader))
-            }
-            Err(e) => Err(unread(e)),
-        }
+    fn time_of(self: &Arc<Self>, first: OpId) -> Result<u64, StoreError> {
+        let mut frames = Vec::new();
+        self.reader(first).and_then(|mut r| r.next(1, &mut frames)).map_err(unread)?;
+        Ok(EntryHeader::decode(&frames).map_or(0, |h| h.meta.time_ms))
     }
 
-    /// Carries out a cut that the manifest names; again after a crash.
-    pub(super) fn finish_cut(&self, op: OpId) -> Result<(), StoreError> {
-        let mut writer = self.writer.lock();
-        let segments = Vec::clone(&self.segments.load());
-        let (keep, gone): (Vec<_>, Vec<_>) = segments.into_iter().partition(|s| s.header.first_op <= op);
-        for segment in &gone {
-            self.fs.unlink(&segment.path).map_err(|e| StoreError::io("removing", &segment.path, e))?;
+    fn copy_segment(
+        self: &Arc<Self>,
+        part: &Path,
+        from: &Segment,
+        op: OpId,
+        seam: &Seam,
+        info: &mut OrphanInfo,
+    ) -> Result<(), StoreError> {
+        let first_op = from.header.first_op.max(op + 1);
+        let to = Segment::create(&self.fs, part, 0, SegmentHeader { first_op, ..from.header })?;
+        let mut add = |frames: &[u8]| {
+            let headers = headers_of(frames);
+            for (header, _) in &headers {
+                count(info, header);
+            }
+            to.append(frames, &headers, u64::MAX)
+        };
+        if !seam.tail.is_empty() && from.header.first_op <= op {
+            add(&seam.tail)?;
         }
-        self.fs.sync_dir(&self.dir).map_err(|e| StoreError::io("syncing", &self.dir, e))?;
-        let mut keep = keep;
-        let mut current = None;
-        if let Some(last) = keep.pop() {
-            let cut = self.cut_segment_at(&last, op)?;
-            current = Some(Arc::clone(&cut));
-            keep.push(cut);
+        let start = first_op.max(seam.next);
+        if start <= from.last_op() {
+            let mut reader = self.reader(start).map_err(unread)?;
+            let mut frames = Vec::new();
+            while reader.position() <= from.last_op() {
+                frames.clear();
+                reader.next(STEP, &mut frames).map_err(unread)?;
+                add(&frames)?;
+            }
         }
-        let mut manifest = writer.manifest.clone();
-        manifest.lineage.cut_after(op);
-        if let Some(history) = manifest.lineage.current().map(|c| c.history).filter(|_| current.is_none()) {
-            let segment = self.new_segment(manifest.epoch, history, op + 1)?;
-            keep.push(Arc::clone(&segment));
-            current = Some(segment);
-        }
-        manifest.cut = None;
-        self.save_manifest(&manifest)?;
-        self.lineage.store(Arc::new(manifest.lineage.clone()));
-        writer.manifest = manifest;
-        writer.current = current;
-        self.segments.store(Arc::new(keep));
-        self.written.store(op, Ordering::Release);
-        self.durable.fetch_min(op, Ordering::AcqRel);
-        self.update_oldest();
-        drop(writer);
-        self.notify();
-        Ok(())
+        to.seal()
     }
+}
 
-    /// Cuts a segment behind `op` and opens it again.
-    fn cut_segment_at(&self, segment: &Arc<Segment>, op: OpId) -> Result<Arc<Segment>, StoreError> {
-        let path = &segment.path;
-        let mut at = segment.offset_before(op)?;
-        let end = segment.end.load(Ordering::Acquire);
-        let mut head = None;
-        while at < end {
-            let frame = read_frame(segment, at, end)?;
-            let damaged = |error| StoreError::Damaged { path: path.clone(), offset: at, error };
-            let header = EntryHeader::decode(&frame).map_err(damaged)?;
-            if header.first_op() > op {
-                break;
-            }
-            if header.meta.last_op > op {
-                head = Some(head_of(&frame, op).map_err(damaged)?);
-                break;
-            }
-            at += frame.len() as u64;
-        }
-        segment.file.set_len(at).map_err(|e| StoreError::io("cutting", path, e))?;
-        if let Some(head) = head {
-            segment.file.write_at(&head, at).map_err(|e| StoreError::io("writing", path, e))?;
-        }
-        segment.file.sync_data().map_err(|e| StoreError::io("syncing", path, e))?;
-        let again = Segment::open(self.fs.as_ref(), path)?;
-        if let Some(torn) = again.scan()? {
-            let error = torn.error.unwrap_or(FormatError::Short { what: "entry", needed: 1, got: 0 });
-            return Err(StoreError::Damaged { path: path.clone(), offset: torn.offset, error });
-        }
-        Ok(Arc::new(again))
+/// Headers of whole frames that came checked from the log, with their offsets.
+fn headers_of(frames: &[u8]) -> Vec<(EntryHeader, usize)> {
+    let mut headers = Vec::new();
+    let mut at = 0;
+    while let Some(Ok(header)) = frames.get(at..).filter(|r| !r.is_empty()).map(EntryHeader::decode) {
+        headers.push((header, at));
+        at = at.saturating_add(usize::try_from(header.frame_len()).unwrap_or(usize::MAX));
     }
+    headers
 }
 
 fn count(info: &mut OrphanInfo, header: &EntryHeader) {
@@ -241,7 +230,6 @@ fn count(info: &mut OrphanInfo, header: &EntryHeader) {
     }
     info.last_time_ms = header.meta.time_ms;
     info.last_op = header.meta.last_op;
-    info.bytes += u64::from(header.payload_len);
     info.ops += u64::from(header.meta.op_count);
 }
 
@@ -256,20 +244,9 @@ fn unread(e: ReadError) -> StoreError {
     }
 }
 
-fn frame_len(frames: &[u8]) -> usize {
-    EntryHeader::decode(frames).ok().and_then(|h| usize::try_from(h.frame_len()).ok()).unwrap_or(0)
-}
-
-fn split(frame: &[u8], op: OpId) -> Result<Vec<u8>, StoreError> {
-    let wrong = |error| StoreError::Damaged { path: PathBuf::from("(entry to split)"), offset: 0, error };
-    let Decoded::Entry(entry) = decode_entry(frame).map_err(wrong)? else { return Ok(Vec::new()) };
-    let tail = split_after(&entry, op).map_err(wrong)?;
-    tail.ok_or_else(|| wrong(FormatError::Value { field: "op id within an op or transaction", got: op }))
-}
-
-/// The part of an entry up to `op`, as an entry.
-fn head_of(frame: &[u8], op: OpId) -> Result<Vec<u8>, FormatError> {
-    let Decoded::Entry(entry) = decode_entry(frame)? else {
+/// Parts the entry at the start of `frames` behind `op`, which must be the end of an op outside a transaction.
+fn split(frames: &[u8], op: OpId) -> Result<(Vec<u8>, Vec<u8>), FormatError> {
+    let Decoded::Entry(entry) = decode_entry(frames)? else {
         return Err(FormatError::Short { what: "entry", needed: 1, got: 0 });
     };
     let tail = split_after(&entry, op)?
@@ -278,24 +255,7 @@ fn head_of(frame: &[u8], op: OpId) -> Result<Vec<u8>, FormatError> {
     let keep = usize::try_from(op + 1 - entry.header.first_op()).unwrap_or(0);
     let op_count = entry.header.meta.op_count.saturating_sub(tail_ops).max(1);
     let meta = EntryMeta { last_op: op, op_count, ..entry.header.meta };
-    let mut out = Vec::new();
-    encode_entry(&meta, entry.payload.get(..keep).unwrap_or_default(), &mut out)?;
-    Ok(out)
-}
-
-fn read_frame(segment: &Segment, at: u64, end: u64) -> Result<Vec<u8>, StoreError> {
-    let io = |e| StoreError::io("reading", &segment.path, e);
-    let mut buf = vec![0u8; oplog_format::ENTRY_HEADER_LEN];
-    let n = segment.file.read_at(&mut buf, at).map_err(io)?;
-    buf.truncate(n);
-    let damaged = |error| StoreError::Damaged { path: segment.path.clone(), offset: at, error };
-    let header = EntryHeader::decode(&buf).map_err(damaged)?;
-    let len = header.frame_len();
-    if at + len > end {
-        return Err(damaged(FormatError::Short { what: "entry", needed: len, got: end - at }));
-    }
-    buf.resize(usize::try_from(len).unwrap_or(0), 0);
-    let n = segment.file.read_at(&mut buf, at).map_err(io)?;
-    buf.truncate(n);
-    Ok(buf)
+    let mut head = Vec::new();
+    encode_entry(&meta, entry.payload.get(..keep).unwrap_or_default(), &mut head)?;
+    Ok((head, tail))
 }

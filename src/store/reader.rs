@@ -1,40 +1,67 @@
 //! Reads entries in order, across segments, while they are appended and removed.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use oplog_format::{decode_entry, Decoded, FormatError, OpId};
+use oplog_format::{decode_entry, Decoded, FormatError, OpId, SEGMENT_HEADER_LEN};
 
 use super::error::{ReadError, StoreError};
+use super::fs::FsFile;
 use super::log::Log;
 use super::segment::Segment;
+use super::walk::walk;
 
-/// Bytes read at least while an entry is looked for.
-const SEEK_STEP: usize = 128 * 1024;
+/// Bytes read at least, where there are as many.
+const LEAST: usize = 16 * 1024;
 
 /// A position in the log that moves forward. Holds its segment's file open, so that a cleaner that removes the
 /// name takes nothing from it.
 pub struct LogReader {
     log: Arc<Log>,
-    segment: Option<Arc<Segment>>,
-    offset: u64,
+    place: Option<Place>,
     next_op: OpId,
+    /// Backward moves of the log that this reader has seen.
+    rewinds: u64,
+}
+
+/// Where the entry that begins with the reader's next op stands.
+struct Place {
+    segment: Arc<Segment>,
+    file: Arc<dyn FsFile>,
+    offset: u64,
 }
 
 impl LogReader {
     pub(super) fn open(log: Arc<Log>, from: OpId) -> Result<Self, ReadError> {
-        let (oldest, written) = (log.oldest(), log.written());
-        if from < oldest {
+        let rewinds = log.rewind_count();
+        let mut reader = Self { log, place: None, next_op: from, rewinds };
+        loop {
+            let found = reader.start();
+            if reader.log.rewind_count() == reader.rewinds {
+                return match found {
+                    Ok(()) => Ok(reader),
+                    Err(e) => Err(reader.explain(e)),
+                };
+            }
+            // Moved back meanwhile: looked at the old log, perhaps at both.
+            reader.rewinds = reader.log.rewind_count();
+            reader.place = None;
+        }
+    }
+
+    fn start(&mut self) -> Result<(), ReadError> {
+        let (oldest, written) = (self.log.oldest(), self.log.written());
+        if self.next_op < oldest {
             return Err(ReadError::Trimmed { oldest });
         }
-        if from > written + 1 {
+        if self.next_op > written + 1 {
             return Err(ReadError::Ahead { written });
         }
-        let mut reader = Self { log, segment: None, offset: 0, next_op: from };
-        if from <= written {
-            reader.seek()?;
+        if self.next_op <= written {
+            self.place = Some(self.seek()?);
         }
-        Ok(reader)
+        Ok(())
     }
 
     /// First op of the entry that comes next.
@@ -43,176 +70,180 @@ impl LogReader {
         self.next_op
     }
 
-    /// Finds the segment and the offset of the entry that begins at `next_op`.
-    fn seek(&mut self) -> Result<(), ReadError> {
+    /// Finds the segment and the offset of the entry that begins at `next_op`, which is not above the log's end.
+    fn seek(&self) -> Result<Place, ReadError> {
+        let op = self.next_op;
+        let trimmed = || ReadError::Trimmed { oldest: self.log.oldest() };
         let segments = self.log.segments.load();
-        let i = segments.partition_point(|s| s.header.first_op <= self.next_op);
-        let segment = i.checked_sub(1).and_then(|i| segments.get(i)).cloned();
-        let Some(segment) = segment else {
-            return Err(ReadError::Trimmed { oldest: self.log.oldest() });
-        };
-        if segment.last_op.load(Ordering::Acquire) < self.next_op {
+        let i = segments.partition_point(|s| s.header.first_op <= op);
+        let segment = i.checked_sub(1).and_then(|i| segments.get(i)).cloned().ok_or_else(trimmed)?;
+        if segment.last_op() < op {
             return Err(ReadError::Ahead { written: self.log.written() });
         }
-        let mut offset = segment.offset_before(self.next_op)?;
-        let end = segment.end.load(Ordering::Acquire);
-        let mut buf = Vec::new();
-        while offset < end {
-            let n = read_some(&segment, offset, end, SEEK_STEP, &mut buf)?;
-            let mut used = 0;
-            while let Decoded::Entry(e) = decode(&segment, offset, &buf, used, n)? {
-                let (first, last) = (e.header.first_op(), e.header.meta.last_op);
-                if first == self.next_op {
-                    self.offset = offset + used as u64;
-                    self.segment = Some(segment);
-                    return Ok(());
-                }
-                if last >= self.next_op {
-                    let op = self.next_op;
-                    return Err(ReadError::NotABoundary { op, entry_first: first, entry_last: last });
-                }
-                used += e.frame.len();
-            }
-            offset += used as u64;
+        let file = match segment.file() {
+            Ok(file) => file,
+            // The cleaner was faster; it moves the oldest position first.
+            Err(_) if op < self.log.oldest() => return Err(trimmed()),
+            Err(e) => return Err(e.into()),
+        };
+        if segment.header.first_op == op {
+            return Ok(Place { segment, file, offset: SEGMENT_HEADER_LEN as u64 });
         }
-        Err(ReadError::Ahead { written: self.log.written() })
+        let (from, first) = segment.point_before(op)?;
+        let mut hit = None;
+        let seen = walk(file.as_ref(), &segment.path, from..segment.end(), first, |header, offset| {
+            if header.meta.last_op < op {
+                return true;
+            }
+            hit = Some((header.first_op(), header.meta.last_op, offset));
+            false
+        })?;
+        match (hit, seen.error) {
+            (Some((first, _, offset)), _) if first == op => Ok(Place { segment, file, offset }),
+            (Some((entry_first, entry_last, _)), _) => {
+                Err(ReadError::NotABoundary { op, entry_first, entry_last })
+            }
+            (None, Some(error)) => Err(segment.damaged(seen.end, error).into()),
+            (None, None) => Err(ReadError::Ahead { written: self.log.written() }),
+        }
     }
 
     /// Appends whole entries to `out`, up to about `max_bytes` and at least one, with checked checksums; returns
     /// the first and last op id, or `None` at the end of the log.
     ///
     /// # Errors
-    /// [`ReadError::Trimmed`] where the cleaner has been faster, or damage.
+    /// [`ReadError::Trimmed`] where the cleaner has been faster or the log has started anew,
+    /// [`ReadError::Ahead`] where what was read last has been cut off, or damage. `out` and the position are then
+    /// unchanged.
     pub fn next(&mut self, max_bytes: usize, out: &mut Vec<u8>) -> Result<Option<(OpId, OpId)>, ReadError> {
-        let written = self.log.written();
-        if self.next_op > written {
-            return Ok(None);
-        }
-        let segment = match &self.segment {
-            Some(s) if self.next_op <= s.last_op.load(Ordering::Acquire) => Arc::clone(s),
-            _ => {
-                if self.next_op < self.log.oldest() {
-                    return Err(ReadError::Trimmed { oldest: self.log.oldest() });
-                }
-                self.seek()?;
-                match &self.segment {
-                    Some(s) => Arc::clone(s),
-                    None => return Ok(None),
-                }
-            }
-        };
-        let end = segment.end.load(Ordering::Acquire);
         let start = out.len();
-        let mut buf = std::mem::take(out);
-        let result = self.fill(&segment, end, max_bytes, start, &mut buf);
-        *out = buf;
-        match result {
-            Ok(range) => Ok(range),
-            Err(e) => {
-                out.truncate(start);
-                Err(e)
+        loop {
+            self.follow_rewinds()?;
+            let from = self.next_op;
+            let read = self.read(max_bytes, start, out);
+            if self.log.rewind_count() == self.rewinds {
+                return read.map_err(|e| {
+                    out.truncate(start);
+                    self.explain(e)
+                });
+            }
+            // The log was moved back under the read, which may have seen the old bytes, the new or both.
+            out.truncate(start);
+            self.next_op = from;
+        }
+    }
+
+    /// Bytes that a cut has taken while it could not be finished are no damage.
+    fn explain(&self, e: ReadError) -> ReadError {
+        match e {
+            ReadError::Store(StoreError::Damaged { .. }) if self.log.cutting.load(Ordering::SeqCst) => {
+                StoreError::Poisoned("a cut is not finished".to_owned()).into()
+            }
+            e => e,
+        }
+    }
+
+    /// Goes on after backward moves of the log, where what was read so far is still part of it.
+    fn follow_rewinds(&mut self) -> Result<(), ReadError> {
+        let count = self.log.rewind_count();
+        if count == self.rewinds {
+            return Ok(());
+        }
+        match self.log.rewound_since(self.rewinds) {
+            Some(0) => Err(ReadError::Trimmed { oldest: self.log.oldest() }),
+            Some(floor) if self.next_op > floor + 1 => Err(ReadError::Ahead { written: floor }),
+            _ => {
+                self.rewinds = count;
+                self.place = None;
+                Ok(())
             }
         }
     }
 
-    fn fill(
+    fn read(
         &mut self,
-        segment: &Arc<Segment>,
-        end: u64,
         max_bytes: usize,
         start: usize,
         out: &mut Vec<u8>,
     ) -> Result<Option<(OpId, OpId)>, ReadError> {
-        let mut want = max_bytes.max(SEEK_STEP / 8);
+        let written = self.log.written();
+        if self.next_op > written {
+            return Ok(None);
+        }
+        let here = self.place.take().filter(|p| self.next_op <= p.segment.last_op());
+        let mut place = match here {
+            Some(place) => place,
+            None if self.next_op < self.log.oldest() => {
+                return Err(ReadError::Trimmed { oldest: self.log.oldest() });
+            }
+            None => self.seek()?,
+        };
+        let first = self.next_op;
+        let filled = place.fill(max_bytes, start, out, first..written + 1);
+        self.place = Some(place);
+        let next = filled?;
+        self.next_op = next;
+        Ok((next > first).then(|| (first, next - 1)))
+    }
+}
+
+impl Place {
+    /// Reads entries within `ops`, the first of which begins where it does; returns the op id that follows. Damage
+    /// behind whole entries is left for the next call.
+    fn fill(
+        &mut self,
+        max_bytes: usize,
+        start: usize,
+        out: &mut Vec<u8>,
+        ops: Range<OpId>,
+    ) -> Result<OpId, StoreError> {
+        let mut next = ops.start;
+        let end = self.segment.end();
+        let mut want = max_bytes.max(LEAST);
         loop {
             let room = usize::try_from(end.saturating_sub(self.offset)).unwrap_or(usize::MAX).min(want);
             out.resize(start + room, 0);
-            let n = segment
+            let n = self
                 .file
                 .read_at(out.get_mut(start..).unwrap_or_default(), self.offset)
-                .map_err(|e| StoreError::io("reading", &segment.path, e))?;
-            let first = self.next_op;
-            let mut used = 0;
-            loop {
-                let rest = out.get(start + used..start + n).unwrap_or_default();
-                if rest.is_empty() {
-                    break;
-                }
-                match decode_entry(rest).map_err(|e| damaged(segment, self.offset + used as u64, e))? {
-                    Decoded::Entry(e) => {
-                        let got = e.header.first_op();
-                        if got != self.next_op {
-                            let error = FormatError::Value { field: "op id out of order", got };
-                            return Err(damaged(segment, self.offset + used as u64, error).into());
-                        }
-                        self.next_op = e.header.meta.last_op + 1;
+                .map_err(|e| StoreError::io("reading", &self.segment.path, e))?;
+            let (mut used, mut longer) = (0, false);
+            let error = loop {
+                match decode_entry(out.get(start + used..start + n).unwrap_or_default()) {
+                    // More than the log counts as written: a cut that could not be finished.
+                    Ok(Decoded::Entry(e)) if e.header.meta.last_op >= ops.end => {
+                        out.truncate(start + used);
+                        self.offset += used as u64;
+                        return Ok(next);
+                    }
+                    Ok(Decoded::Entry(e)) if e.header.first_op() == next => {
+                        next = e.header.meta.last_op + 1;
                         used += e.frame.len();
                     }
-                    Decoded::Incomplete { needed } => {
-                        let at = self.offset + used as u64;
-                        if at + needed > end {
-                            let error = FormatError::Short { what: "entry", needed, got: end - at };
-                            return Err(damaged(segment, at, error).into());
-                        }
-                        if used == 0 {
-                            want = usize::try_from(needed).unwrap_or(usize::MAX);
-                        }
-                        break;
+                    Ok(Decoded::Entry(e)) => {
+                        let got = e.header.first_op();
+                        break FormatError::Value { field: "op id out of order", got };
                     }
+                    Ok(Decoded::Incomplete { needed }) => {
+                        if used == 0 && n == room && self.offset + needed <= end {
+                            // Longer than was asked for: whole, then.
+                            want = usize::try_from(needed).unwrap_or(usize::MAX);
+                            longer = true;
+                        }
+                        let got = (n - used) as u64;
+                        break FormatError::Short { what: "entry", needed, got };
+                    }
+                    Err(e) => break e,
                 }
-            }
+            };
             if used > 0 {
                 out.truncate(start + used);
                 self.offset += used as u64;
-                return Ok(Some((first, self.next_op - 1)));
+                return Ok(next);
             }
-            if n < room || room == 0 {
-                let error = FormatError::Short { what: "segment", needed: end, got: self.offset + n as u64 };
-                return Err(damaged(segment, self.offset, error).into());
-            }
-        }
-    }
-}
-
-fn damaged(segment: &Segment, offset: u64, error: FormatError) -> StoreError {
-    StoreError::Damaged { path: segment.path.clone(), offset, error }
-}
-
-/// Reads at least one whole entry, or what is left.
-fn read_some(
-    segment: &Segment,
-    offset: u64,
-    end: u64,
-    step: usize,
-    buf: &mut Vec<u8>,
-) -> Result<usize, StoreError> {
-    let mut want = step;
-    loop {
-        let room = usize::try_from(end - offset).unwrap_or(usize::MAX).min(want);
-        buf.resize(room, 0);
-        let n = segment.file.read_at(buf, offset).map_err(|e| StoreError::io("reading", &segment.path, e))?;
-        match decode_entry(buf.get(..n).unwrap_or_default()).map_err(|e| damaged(segment, offset, e))? {
-            Decoded::Entry(_) => return Ok(n),
-            Decoded::Incomplete { needed } if offset + needed <= end && n == room => {
-                want = usize::try_from(needed).unwrap_or(usize::MAX);
-            }
-            Decoded::Incomplete { needed } => {
-                let error = FormatError::Short { what: "entry", needed, got: end - offset };
-                return Err(damaged(segment, offset, error));
+            if !longer {
+                return Err(self.segment.damaged(self.offset, error));
             }
         }
-    }
-}
-
-fn decode<'a>(
-    segment: &Segment,
-    offset: u64,
-    buf: &'a [u8],
-    used: usize,
-    n: usize,
-) -> Result<Decoded<'a>, StoreError> {
-    match buf.get(used..n).filter(|r| !r.is_empty()) {
-        Some(rest) => decode_entry(rest).map_err(|e| damaged(segment, offset + used as u64, e)),
-        None => Ok(Decoded::Incomplete { needed: 0 }),
     }
 }

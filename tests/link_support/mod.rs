@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 
 use oplog_format::{decode_entry, encode_entry, Decoded, EntryMeta, History, Lineage, OpId};
 use parking_lot::{Condvar, Mutex};
-use redisdr::link::storage::Log;
 use redisdr::link::{
     Client, ClientConfig, ClientHandle, Consent, Endpoint, EndpointConfig, EndpointHandle, LinkState, NodeId,
     NodeIdentity, Registered, ServerKind, Serving, Snapshot, SnapshotMeta, SourceHost, TargetHello,
     TargetHost,
 };
+use redisdr::store::{FsyncPolicy, Log, LogOptions, RealFs};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -60,9 +60,10 @@ pub fn now_ms() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
-pub fn new_log(dir: &std::path::Path) -> Arc<Log> {
-    let _ = dir;
-    Log::memory()
+/// Small segments, so that there are many of them.
+pub fn new_log(dir: &std::path::Path, fsync: FsyncPolicy) -> Arc<Log> {
+    let opts = LogOptions { segment_size: 8 * 1024, fsync, service_id: 0 };
+    Log::open(dir, opts, Arc::new(RealFs)).unwrap().0
 }
 
 /// What a run of ops makes.
@@ -158,7 +159,7 @@ pub struct Source {
 impl Source {
     pub fn new() -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let log = new_log(&dir.path().join("log"));
+        let log = new_log(&dir.path().join("log"), FsyncPolicy::No);
         log.begin_history(history('a'), 1).unwrap();
         Arc::new(Self {
             log,
@@ -281,6 +282,8 @@ pub struct Target {
     pub unstuck: Condvar,
     pub quit: AtomicBool,
     pub staging: PathBuf,
+    /// Told as applied, instead of what is.
+    pub applied_at: Mutex<Option<OpId>>,
     pub panics: Mutex<Vec<String>>,
 }
 
@@ -290,8 +293,22 @@ impl Target {
     }
 
     pub fn with_node(service_id: u8, node: NodeId) -> Arc<Self> {
+        let target = Self::with_fsync(service_id, node, FsyncPolicy::EverySec);
+        let weak = Arc::downgrade(&target);
+        // More often than a server would, in the same way.
+        std::thread::spawn(move || {
+            while let Some(target) = weak.upgrade() {
+                target.log.sync().unwrap();
+                drop(target);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        target
+    }
+
+    pub fn with_fsync(service_id: u8, node: NodeId, fsync: FsyncPolicy) -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let log = new_log(&dir.path().join("log"));
+        let log = new_log(&dir.path().join("log"), fsync);
         Arc::new(Self {
             log,
             staging: dir.path().join("staging"),
@@ -309,6 +326,7 @@ impl Target {
             stuck: Mutex::new(false),
             unstuck: Condvar::new(),
             quit: AtomicBool::new(false),
+            applied_at: Mutex::default(),
             panics: Mutex::default(),
         })
     }
@@ -367,8 +385,10 @@ impl Target {
     }
 
     fn wait_unstuck(&self) {
+        // Bounded, so that a test that fails meanwhile ends.
+        let until = Instant::now() + 2 * PATIENCE;
         let mut stuck = self.stuck.lock();
-        while *stuck && !self.quit.load(Ordering::SeqCst) {
+        while *stuck && Instant::now() < until && !self.quit.load(Ordering::SeqCst) {
             self.unstuck.wait_for(&mut stuck, Duration::from_millis(20));
         }
     }
@@ -455,7 +475,7 @@ impl TargetHost for Target {
         let past = self.past.lock().iter().rev().find(|d| d.applied == op).copied();
         let Some(past) = past else { return Ok(false) };
         self.orphans.lock().push((op + 1, self.log.written()));
-        self.log.cut_after(op).map_err(|e| e.to_string())?;
+        self.log.cut_after(op, "forked").map_err(|e| e.to_string())?;
         *self.data.lock() = past;
         self.past.lock().retain(|d| d.applied <= op);
         *self.consent.lock() = Consent::None;
@@ -463,7 +483,8 @@ impl TargetHost for Target {
         Ok(true)
     }
     fn applied(&self) -> OpId {
-        self.data.lock().applied
+        let told = *self.applied_at.lock();
+        told.unwrap_or(self.data.lock().applied)
     }
     fn durable(&self) -> OpId {
         self.log.durable()

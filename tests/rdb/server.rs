@@ -31,8 +31,13 @@ impl Program {
     /// Servers to test with: all that `scripts/servers --list` names, or the one in the path.
     pub fn all() -> Vec<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers");
-        let listed = Command::new(script).arg("--list").output().ok().filter(|out| out.status.success());
-        let text = listed.map(|out| String::from_utf8(out.stdout).unwrap()).unwrap_or_default();
+        let text = if script.exists() {
+            let out = Command::new(script).arg("--list").output().unwrap();
+            assert!(out.status.success(), "scripts/servers --list: {}", String::from_utf8_lossy(&out.stderr));
+            String::from_utf8(out.stdout).unwrap()
+        } else {
+            String::new()
+        };
         let mut found: Vec<Self> = text
             .split_whitespace()
             .map(Path::new)
@@ -94,16 +99,13 @@ impl Server {
         let mut child = command.spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let ended = child.try_wait().unwrap().is_some();
-            if ended {
+            if child.try_wait().unwrap().is_some() {
                 return Err(std::fs::read_to_string(dir.path().join("log")).unwrap_or_default());
             }
-            if let Ok(stream) = UnixStream::connect(dir.path().join("s")) {
-                let mut server = Self { child, dir, stream: BufReader::new(stream) };
-                while matches!(server.call(&["PING"]), Reply::Error(e) if e.starts_with("LOADING")) {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                return Ok(server);
+            // A server listens before it loads: it may answer LOADING, or end after it took the connection.
+            let stream = UnixStream::connect(dir.path().join("s")).map(BufReader::new);
+            if let Some(stream) = stream.ok().and_then(answers) {
+                return Ok(Self { child, dir, stream });
             }
             assert!(Instant::now() < deadline, "server does not answer");
             std::thread::sleep(Duration::from_millis(20));
@@ -202,6 +204,14 @@ impl Server {
     pub fn rdb_path(&self) -> PathBuf {
         self.dir.path().join("dump.rdb")
     }
+}
+
+/// The connection, if a server with its data loaded is at its other end.
+fn answers(mut stream: BufReader<UnixStream>) -> Option<BufReader<UnixStream>> {
+    stream.get_mut().write_all(b"PING\r\n").ok()?;
+    let mut line = String::new();
+    stream.read_line(&mut line).ok()?;
+    (line == "+PONG\r\n").then_some(stream)
 }
 
 fn encode<A: AsRef<[u8]>>(args: &[A], out: &mut Vec<u8>) {
