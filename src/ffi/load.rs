@@ -41,6 +41,13 @@ fn try_load(ctx: Ctx, args: &[&[u8]]) -> Result<(), String> {
     let (frames_tx, frames_rx) = crossbeam_channel::bounded(FRAME_QUEUE);
     let shared = Shared::new(config, process_secret()?, requests_tx, frames_tx);
     read_version(ctx, &shared)?;
+    if setting(ctx, "lua-replicate-commands").as_deref() == Some("no") {
+        return Err(
+            "lua-replicate-commands is no: scripts themselves would be in the stream and run again at each \
+                    target; set it to yes"
+                .to_owned(),
+        );
+    }
     let server = server_facts(ctx, &shared)?;
     if SHARED.set(Arc::clone(&shared)).is_err() {
         return Err("the module is loaded already".to_owned());
