@@ -115,7 +115,7 @@ fn server_facts(ctx: Ctx, shared: &Shared) -> Result<ServerFacts, String> {
             .to_owned()),
         (None, port) => Ok(Address::Tcp(local_host(&setting(ctx, "bind").unwrap_or_default()), port)),
     };
-    let rdb_version = rdb_version(ctx, shared)?;
+    let rdb_version = rdb_version(shared)?;
     Ok(ServerFacts { address, port: if port > 0 { port } else { tls }, dir: dir.into(), rdb_version })
 }
 
@@ -133,7 +133,7 @@ fn local_host(bind: &str) -> String {
 }
 
 /// The RDB version that this server writes, read from a DUMP.
-fn rdb_version(ctx: Ctx, shared: &Shared) -> Result<u16, String> {
+fn rdb_version(shared: &Shared) -> Result<u16, String> {
     let version = shared.version.load(Ordering::Relaxed);
     let valkey = shared.valkey.load(Ordering::Relaxed);
     // DUMP needs a key, and making one here would be a write; the table is that of the servers' sources.
@@ -145,7 +145,6 @@ fn rdb_version(ctx: Ctx, shared: &Shared) -> Result<u16, String> {
         (true, 7..=8, _) => 11,
         (true, 9, _) => 80,
         _ => {
-            let _ = ctx;
             return Err(format!("server version {version:#x} is not known to this build"));
         }
     })

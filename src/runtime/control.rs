@@ -439,7 +439,7 @@ impl Control {
                     }
                     None => {
                         node.remember(|s| s.rebasing = true);
-                        node.become_source(true);
+                        node.become_source();
                         node.start_rebase();
                     }
                 }

@@ -196,7 +196,7 @@ impl Node {
         self.shared.linked.store(false, Ordering::Release);
         let source = "LOADING redisdr: the link is cut, the log is being attached";
         self.shared.gate.set(GateMode::Starting, source);
-        self.become_source(true);
+        self.become_source();
         if let Ok(mut conn) = self.connect() {
             self.restore_settings(&mut conn);
         }

@@ -73,14 +73,13 @@ impl Node {
 
     /// Captures from here on and lets clients write: at once where the attach works, after some seconds in any
     /// case.
-    pub fn become_source(self: &Arc<Self>, promoted: bool) {
+    pub fn become_source(self: &Arc<Self>) {
         self.shared.applied_known.store(false, Ordering::Release);
         self.shared.hold.store(false, Ordering::Release);
         self.set_ident(|i| {
             i.mode = Mode::Source;
             i.positioned = false;
         });
-        let _ = promoted;
         self.start_capture(StartAt::Next);
     }
 
