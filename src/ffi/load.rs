@@ -8,7 +8,7 @@ use std::sync::Arc;
 use redis_module::raw;
 
 use super::api::{api, Ctx, ERR, OK};
-use super::{aux, call, commands, events, filter, info, LOGGER, SHARED};
+use super::{aux, call, commands, events, filter, held, info, LOGGER, SHARED};
 use crate::config::{is_loopback, Config};
 use crate::local::Address;
 use crate::local::Secret;
@@ -62,6 +62,7 @@ fn try_load(ctx: Ctx, args: &[&[u8]]) -> Result<(), String> {
     api!(RedisModule_SetModuleOptions(ctx.0, options) else ());
     shared.table.store(Arc::new(command_table(ctx)));
     close_gate(ctx, &shared);
+    held::register(ctx);
     if !filter::register(ctx) {
         return Err("the command filter could not be registered".to_owned());
     }
@@ -76,7 +77,7 @@ fn close_gate(ctx: Ctx, shared: &Shared) {
         return;
     }
     let running = api!(RedisModule_DbSize(ctx.0) else 0) > 0;
-    let mode = if running { GateMode::Starting } else { GateMode::Recovering };
+    let mode = if running { GateMode::Starting } else { GateMode::Replaying };
     shared.gate.set(mode, "LOADING redisdr is starting: the log is not attached yet");
 }
 

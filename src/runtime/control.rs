@@ -8,6 +8,7 @@ use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use oplog_format::Lineage;
 
 use super::boot::{plan, Dataset, Plan};
+use super::gate::GateMode;
 use super::node::{Node, NotServing};
 use super::shared::{Answer, Mode, ReplicaEvent, Request, Respond};
 use super::source::{Journal, Source, StartAt};
@@ -232,7 +233,12 @@ impl Control {
         let node = &self.node;
         let from = node.shared.applied.load(Ordering::Acquire);
         node.set_doing("recovering", format!("applying the own log from op {from} to {end}"));
-        node.close_for_loading("the own log is being applied");
+        if node.shared.linked.load(Ordering::Acquire) {
+            node.close_for_loading("the own log is being applied");
+        } else {
+            // A replica follows the stream of a source by its own position, which says nothing yet.
+            node.shared.gate.set(GateMode::Replaying, "LOADING redisdr: the own log is being applied");
+        }
         let begun = Instant::now();
         node.shared.hold.store(true, Ordering::Release);
         node.publish();
@@ -304,6 +310,10 @@ impl Control {
         });
         node.shared.applied_known.store(false, Ordering::Release);
         node.shared.hold.store(false, Ordering::Release);
+        if node.shared.gate.mode() == GateMode::Replaying {
+            // The tap comes as a replica, too.
+            node.close_for_loading("the log is being attached");
+        }
         node.start_capture(start);
         if !released {
             node.start_rebase();

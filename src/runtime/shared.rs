@@ -152,6 +152,8 @@ pub struct Shared {
     pub hold: AtomicBool,
     /// Whether this node is linked to a source.
     pub linked: AtomicBool,
+    /// While linked: the `maxmemory-policy` that the server has by its own configuration, where that is not `noeviction`.
+    pub policy: ArcSwapOption<String>,
     /// Whether the server is a replica, as its last event said.
     pub is_replica: AtomicBool,
     /// Written at a clean stop by the main thread; the controller has prepared where.
@@ -211,6 +213,7 @@ impl Shared {
             replica_events_lost: AtomicBool::new(false),
             hold: AtomicBool::new(false),
             linked: AtomicBool::new(false),
+            policy: ArcSwapOption::empty(),
             is_replica: AtomicBool::new(false),
             clean_stop_path: ArcSwapOption::empty(),
             diverged: ArcSwapOption::empty(),

@@ -5,6 +5,7 @@
 //! All cases run at once, each with keys of its own, so the table takes as long as its slowest key.
 
 mod cases;
+mod gone;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
