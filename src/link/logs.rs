@@ -180,14 +180,15 @@ impl Effects {
     }
 }
 
-/// Whether any op in a payload may change data: everything but what a server says to keep a link alive.
+/// Whether any op in a payload may change data: everything but what a server says to keep a link alive, and messages.
+/// Where Sentinels watch, a server that never had a write says `PUBLISH __sentinel__:hello` all the time.
 fn has_effect(payload: &[u8]) -> bool {
     let mut args = Vec::new();
     let mut rest = payload;
     while !rest.is_empty() {
         let Ok(OpScan::Complete { len }) = parse_op(rest, &mut args) else { return true };
         let name = args.first().map(|a| a.of(rest)).unwrap_or_default();
-        let idle: [&[u8]; 5] = [b"ping", b"select", b"replconf", b"multi", b"exec"];
+        let idle: [&[u8]; 7] = [b"ping", b"select", b"replconf", b"multi", b"exec", b"publish", b"spublish"];
         if !idle.iter().any(|i| name.eq_ignore_ascii_case(i)) {
             return true;
         }
@@ -228,8 +229,9 @@ mod tests {
     }
 
     #[test]
-    fn only_keep_alives_have_no_effect() {
+    fn keep_alives_and_messages_have_no_effect() {
         assert!(!has_effect(&[PING, SELECT, b"*1\r\n$4\r\nping\r\n"].concat()));
+        assert!(!has_effect(b"*3\r\n$7\r\nPUBLISH\r\n$1\r\na\r\n$1\r\nb\r\n"));
         assert!(has_effect(&[PING, SET].concat()));
         assert!(has_effect(b"garbage"));
     }

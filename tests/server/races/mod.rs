@@ -178,13 +178,11 @@ fn outcome(data: &Data) -> Data {
         if !matches!(entry.expiry, Expiry::Never) {
             entry.expiry = Expiry::At(0);
         }
-        let timed = |element: &mut String| {
-            let (field, _) = element.split_once(" expires ")?;
-            Some(*element = format!("{field} expires"))
-        };
-        entry.content.iter_mut().for_each(|element| {
-            timed(element);
-        });
+        for element in &mut entry.content {
+            if let Some((field, _)) = element.split_once(" expires ") {
+                *element = format!("{field} expires");
+            }
+        }
     }
     all
 }
