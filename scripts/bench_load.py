@@ -1,7 +1,6 @@
-"""Load of scripts/bench: redis-benchmark where clients are measured, prepared streams where a target is."""
+"""Load of scripts/bench: examples/bench_load.rs where clients are measured, prepared streams where a target is."""
 
-import csv
-import io
+import json
 import os
 import random
 import socket
@@ -11,15 +10,13 @@ import threading
 from bench_node import Failed, encode
 
 
-def benchmark(node, n, *extra, clients=50, pipeline=16, size=100, keys=100_000, command=None):
-    """Runs redis-benchmark; returns its line as a dict (rps, p50_latency_ms, p99_latency_ms ..)."""
-    argv = ["redis-benchmark", "-p", node.port, "-n", n, "-c", clients, "-P", pipeline, "-d", size, "-r", keys, "--csv"]
-    argv += list(extra) + (command or ["-t", "set"])
+def benchmark(node, n, clients=50, pipeline=16, size=100, keys=100_000):
+    """Clients that SET over random keys; returns rps, p50 and p99 (ms from a pipeline's send to its last reply)."""
+    argv = [node.bench.load, node.port, n, clients, pipeline, size, keys]
     done = subprocess.run([str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    rows = [row for row in csv.DictReader(io.StringIO(done.stdout)) if row.get("rps")]
-    if done.returncode != 0 or len(rows) != 1:
-        raise Failed(f"redis-benchmark: exit {done.returncode}: {done.stdout[-300:]} {done.stderr[-300:]}")
-    return {key: float(value) for key, value in rows[0].items() if key != "test"}
+    if done.returncode != 0:
+        raise Failed(f"bench_load: exit {done.returncode}: {done.stderr[-300:]}")
+    return json.loads(done.stdout)
 
 
 def blast(node, chunks):

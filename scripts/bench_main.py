@@ -33,10 +33,13 @@ def machine():
 
 
 def build(given):
-    if given:
-        return os.path.abspath(given)
-    subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=TOP, check=True)
-    return os.path.join(TOP, os.environ.get("CARGO_TARGET_DIR", "target"), "release", "libredisdr.so")
+    """The module, and the load generator."""
+    cargo = ["cargo", "build", "--release", "--quiet"]
+    out = os.path.join(TOP, os.environ.get("CARGO_TARGET_DIR", "target"), "release")
+    subprocess.run(cargo + ["--example", "bench_load"], cwd=TOP, check=True)
+    if not given:
+        subprocess.run(cargo, cwd=TOP, check=True)
+    return os.path.abspath(given or os.path.join(out, "libredisdr.so")), os.path.join(out, "examples", "bench_load")
 
 
 def arguments():
@@ -88,7 +91,7 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = args.only or [name for name in ROWS if args.full or name not in LONG]
     about = machine()
-    bench = Bench(args.server, build(args.module), args.full)
+    bench = Bench(args.server, *build(args.module), args.full)
     began = time.monotonic()
     try:
         rows, failed = measure(bench, names)

@@ -200,12 +200,12 @@ def tail(path, lines=12):
 class Bench:
     """What all measurements share: the binaries, the scale, a folder, and the servers that run."""
 
-    def __init__(self, server, module, full):
+    def __init__(self, server, module, load, full):
         names = [os.path.join(TOP, "scripts", "servers"), "--path", server]
         self.server, self.full = server, full
         self.binary = subprocess.run(names, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
         self.old = server.startswith("redis-6")
-        self.module = module
+        self.module, self.load = module, load
         self.nodes = []
         self.folder = tempfile.mkdtemp(prefix="redisdr-bench-")
         self.counter = 0

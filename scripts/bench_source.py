@@ -17,7 +17,7 @@ def cpu_per_op(node, n, settle, **load):
 @row("source-cpu")
 def source_cpu(bench):
     """Main-thread CPU per SET at pipeline 16: bare, captured, with an AOF, with a native replica."""
-    n, rounds = bench.pick(200_000, 1_000_000), bench.pick(7, 9)
+    n, rounds = bench.pick(400_000, 2_000_000), bench.pick(7, 11)
     bare, aof = bench.node("bare"), bench.node("aof", "appendonly", "yes", "appendfsync", "everysec")
     master, source = bench.node("master"), bench.source()
     replica = bench.replica(master)
@@ -93,7 +93,7 @@ def latency(bench):
 
     def one(node):
         seen = benchmark(node, n, clients=8, pipeline=1)
-        return {"p50": seen["p50_latency_ms"], "p99": seen["p99_latency_ms"]}
+        return {"p50": seen["p50"], "p99": seen["p99"]}
     # Two of the same: what they differ by is the noise that the third has to be seen in.
     again = bench.node("bare")
     seen = interleave({"bare": lambda: one(bare), "capture": lambda: one(source), "again": lambda: one(again)}, rounds)
