@@ -24,4 +24,4 @@ pub use payload::restore_payload;
 pub use reader::{Crc, Event, Flavor, RdbReader};
 pub use split::{pieces, PieceOptions};
 pub use strip::{strip_rdb, StripReport};
-pub use verify::{verify_file, RdbSummary};
+pub use verify::{verify_file, ModuleData, RdbSummary};

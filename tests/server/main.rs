@@ -17,6 +17,7 @@ mod faults;
 mod fence;
 mod fork;
 mod harness_self;
+mod modules;
 mod operator;
 mod outage;
 mod replicas;
