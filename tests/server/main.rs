@@ -20,6 +20,7 @@ mod harness_self;
 mod modules;
 mod operator;
 mod outage;
+mod races;
 mod replicas;
 mod sentinel;
 mod site;
