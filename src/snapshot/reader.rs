@@ -428,19 +428,17 @@ impl<R: Read> RdbReader<R> {
                 Event::Function { code: read_string(&mut input(from))?, pre_ga: false }
             }
             Mark::FunctionPreGa => Event::Function { code: Cow::Borrowed(&[]), pre_ga: true },
-            Mark::Key(mark) => {
-                Event::Key(Key {
-                    db: self.db,
-                    key: &self.key,
-                    type_byte: mark.type_byte,
-                    value: if mark.beyond { &[] } else { slice(mark.value_from) },
-                    value_at: at.saturating_add(mark.value_from as u64),
-                    value_len: mark.value_len,
-                    expire_ms: mark.expire_ms,
-                    idle: mark.idle,
-                    freq: mark.freq,
-                })
-            }
+            Mark::Key(mark) => Event::Key(Key {
+                db: self.db,
+                key: &self.key,
+                type_byte: mark.type_byte,
+                value: if mark.beyond { &[] } else { slice(mark.value_from) },
+                value_at: at.saturating_add(mark.value_from as u64),
+                value_len: mark.value_len,
+                expire_ms: mark.expire_ms,
+                idle: mark.idle,
+                freq: mark.freq,
+            }),
             Mark::Eof { crc } => Event::Eof { crc },
         })
     }

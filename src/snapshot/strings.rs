@@ -97,7 +97,8 @@ impl Lzf {
                 return Err(self.bad());
             }
         }
-        let piece = self.out.get(self.given..self.given.saturating_add(n)).ok_or_else(|| self.bad())?.to_vec();
+        let piece =
+            self.out.get(self.given..self.given.saturating_add(n)).ok_or_else(|| self.bad())?.to_vec();
         self.given += n;
         self.due = self.due.saturating_sub(n as u64);
         // In large steps, so that little is moved.
