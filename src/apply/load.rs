@@ -32,6 +32,8 @@ const KEEP_BYTES: usize = 1024 * 1024;
 const TEXT_BYTES: u64 = 1024 * 1024;
 /// Bytes of a piece of a string.
 const PART_BYTES: usize = 256 * 1024;
+/// Bytes of a string that may wait to be put in their place.
+const AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 /// Commands of the server in one command of ours.
 const BATCH_COMMANDS: usize = 256;
 /// How often it is asked whether a string is complete.
@@ -310,11 +312,13 @@ impl Loader<'_> {
             let argv: [&[u8]; 5] = [b"DR._LOAD", b"PART", total.as_bytes(), place.as_bytes(), &piece];
             self.send(&argv, IN_FLIGHT - 1)?;
             self.at(base + text.offset())?;
-        }
-        self.settle(0)?;
-        // The server's main thread must find the string complete.
-        while self.conn.call(&[b"DR._LOAD", b"READY"])? != Reply::Int(1) {
-            std::thread::sleep(ASK);
+            // The server's main thread must find the string complete, and what waits must not add up.
+            if at == text.len() || at % AHEAD_BYTES < PART_BYTES as u64 {
+                self.settle(0)?;
+                while self.conn.call(&[b"DR._LOAD", b"READY"])? != Reply::Int(1) {
+                    std::thread::sleep(ASK);
+                }
+            }
         }
         let db = key.db.to_string();
         self.send(&[b"DR._LOAD", b"TEXT", db.as_bytes(), key.key, total.as_bytes()], 0)?;
