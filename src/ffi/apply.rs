@@ -8,7 +8,7 @@ use oplog_format::{encode_entry, EntryMeta, EntryRef};
 
 use super::api::Ctx;
 use super::internal::{is_from_master, is_own, is_replayed, refuse};
-use super::{call, shared};
+use super::{call, shared, stage};
 use crate::apply::execute::{apply_entry, ApplyContext, Divergence, Executor};
 use crate::apply::wire::{self, LoadCommand};
 use crate::runtime::gate::GateMode;
@@ -150,6 +150,9 @@ pub fn load(ctx: Ctx, args: &[&[u8]]) -> c_int {
         Ok(command) => command,
         Err(e) => return ctx.reply_error(&format!("ERR {e}")),
     };
+    if command == LoadCommand::Ready {
+        return ctx.reply_int(stage::is_ready().into());
+    }
     let _caller = Caller::of(ctx);
     let mut exec = Calls { ctx, flags: "!" };
     match run_load(ctx, shared, &mut exec, command) {
@@ -181,6 +184,7 @@ fn run_load(
         LoadCommand::Begin => {
             shared.loading_data.store(true, Ordering::Release);
             shared.applied_known.store(false, Ordering::Release);
+            stage::clear();
             ctx.replicate_verbatim();
             if is_replayed(ctx) {
                 return Ok(());
@@ -201,6 +205,22 @@ fn run_load(
         LoadCommand::Command { db, argv } => {
             exec.select(db)?;
             exec.call(&argv)
+        }
+        LoadCommand::Commands { db, all } => {
+            exec.select(db)?;
+            all.iter().try_for_each(|argv| exec.call(argv))
+        }
+        LoadCommand::Part { total, at, bytes } => {
+            stage::part(total, at, bytes)?;
+            ctx.replicate_verbatim();
+            Ok(())
+        }
+        LoadCommand::Ready => Ok(()),
+        LoadCommand::Text { db, key, total } => {
+            exec.select(db)?;
+            stage::set(ctx, shared, key, stage::take(total)?)?;
+            ctx.replicate_verbatim();
+            Ok(())
         }
         LoadCommand::End { op_id, lineage } => {
             shared.applied.store(op_id, Ordering::Release);

@@ -17,6 +17,7 @@ mod load;
 mod log;
 mod operator;
 mod rebase;
+mod stage;
 mod wait;
 
 use std::ffi::c_int;

@@ -164,7 +164,7 @@ pub struct Shared {
     pub written: AtomicU64,
     /// As `written`.
     pub durable: AtomicU64,
-    /// Expiry that the rebase has still to release; for the status.
+    /// Expiries that the rebase has released so far; for the status.
     pub released: AtomicI64,
     /// Server version as 0x00MMmmpp.
     pub version: AtomicU64,
