@@ -19,6 +19,7 @@ mod fork;
 mod harness_self;
 mod operator;
 mod outage;
+mod recovery;
 mod replicas;
 mod sentinel;
 mod site;
