@@ -242,7 +242,7 @@ impl Control {
         let aux = node.shared.loaded.load_full();
         let window = NEAR_MS + i64::try_from((end - from) / SLOWEST_REPLAY).unwrap_or(i64::MAX / 2);
         let until = crate::runtime::now_ms().saturating_add(window);
-        self.restore_near(conn, until)?;
+        self.restore_before(conn, until)?;
         // Without an RDB every key comes from the log, held.
         let Some(aux) = aux else { return self.replay(end, None).map(|_| ()) };
         if self.replay(end, Some(until))? {
@@ -275,8 +275,7 @@ impl Control {
         let mut released = !node.state.get().rebasing && !matches!(dataset, Dataset::At { held: true, .. });
         match plan(dataset, &node.log.lineage(), node.log.oldest(), node.log.written()) {
             Plan::InStep => {
-                let until = crate::runtime::now_ms() + NEAR_MS;
-                if node.log.written() > 0 && self.restore_near(conn, until)? > 0 {
+                if node.log.written() > 0 && self.restore_near(conn)? > 0 {
                     released = false;
                 }
             }
@@ -296,6 +295,8 @@ impl Control {
             }
             Plan::Gap(first) => {
                 node.warn("gap", format!("the dataset is ahead of the log, which goes on at op {first}"));
+                // The RDB is the copy that targets get: what the server has dropped of it must be deleted for them.
+                released &= self.restore_near(conn)? == 0;
                 start = StartAt::Op(first);
             }
             Plan::GapUnknown(why) => {
@@ -306,6 +307,9 @@ impl Control {
             Plan::Anew(lineage, next, why) => {
                 let had = node.log.written() > 0;
                 self.anew(&lineage, next, &why)?;
+                if matches!(dataset, Dataset::At { .. }) {
+                    released &= self.restore_near(conn)? == 0;
+                }
                 if had {
                     node.warn(
                         "anew",
@@ -339,11 +343,18 @@ impl Control {
         node.log.reset(lineage.clone(), next).map_err(|e| e.to_string())
     }
 
+    /// As [`Self::restore_before`], for a start that has little to do until the log is attached.
+    fn restore_near(&mut self, conn: &mut Conn) -> Result<u64, String> {
+        self.restore_before(conn, crate::runtime::now_ms().saturating_add(NEAR_MS))
+    }
+
     /// Restores, held, the keys of the RDB that expire before `until_ms`: a later op in the log, or at a target, may
     /// say otherwise. Returns how many.
-    fn restore_near(&mut self, conn: &mut Conn, until_ms: i64) -> Result<u64, String> {
+    fn restore_before(&mut self, conn: &mut Conn, until_ms: i64) -> Result<u64, String> {
         let node = &self.node;
-        if node.shared.loaded.load().is_none() {
+        // An AOF is loaded with what has expired, and the RDB beside it is another dataset.
+        let aof = conn.config_get("appendonly").map_err(|e| e.to_string())?.as_deref() == Some("yes");
+        if aof || node.shared.loaded.load().is_none() {
             return Ok(0);
         }
         let path = node.rdb_path(conn).map_err(|e| e.to_string())?;

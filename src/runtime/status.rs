@@ -28,6 +28,11 @@ impl Node {
         let failed = poison.is_some() && matches!(doing.state, "capturing" | "streaming" | "rebasing");
         let lineage = self.log.lineage();
         let applied = self.shared.applied.load(Ordering::Acquire);
+        let link = self.link_view(applied);
+        let mut reason = if failed { poison.unwrap_or_default() } else { doing.reason.clone() };
+        if let (true, "connecting", Some(link)) = (reason.is_empty(), doing.state, &link) {
+            reason = link.last_error.clone();
+        }
         let status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
             role: match mode {
@@ -37,7 +42,7 @@ impl Node {
             }
             .into(),
             state: if failed { "failed".into() } else { doing.state.into() },
-            state_reason: if failed { poison.unwrap_or_default() } else { doing.reason.clone() },
+            state_reason: reason,
             service_id: self.shared.config.service_id,
             history: lineage.current().map(|c| c.history.as_str().to_owned()).unwrap_or_default(),
             lineage,
@@ -56,7 +61,7 @@ impl Node {
             progress_percent: self.progress.load(Ordering::Relaxed),
             warnings,
             targets: self.target_views(written),
-            link: self.link_view(applied),
+            link,
             orphans: self.orphan_views(),
             endpoint: self.endpoint.lock().as_ref().map(|e| e.local_addr().to_string()).unwrap_or_default(),
         };
