@@ -1,6 +1,8 @@
 //! Server events that the controller has to know of at once.
 
 use std::ffi::c_void;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use redis_module::raw;
 
@@ -22,6 +24,8 @@ pub fn register(ctx: Ctx) {
             ::log::warn!("server event {id} is not available on this server");
         }
     }
+    // SAFETY: the handler is a plain function in a library that is never unloaded.
+    unsafe { libc::atexit(at_exit) };
 }
 
 fn wake(why: &'static str) {
@@ -34,12 +38,13 @@ extern "C" fn on_role(_: *mut RedisModuleCtx, _: raw::RedisModuleEvent, sub: u64
     guarded((), || {
         let Some(shared) = shared() else { return };
         let replica = sub == raw::REDISMODULE_EVENT_REPLROLECHANGED_NOW_REPLICA;
-        shared.is_replica.store(replica, std::sync::atomic::Ordering::Release);
+        shared.is_replica.store(replica, Ordering::Release);
         if replica {
+            shared.replicas_wait.store(false, Ordering::Release);
             // The filter would swallow the master's stream. The controller closes the gate again where needed.
             let held = shared.ident.load().held;
             shared.gate.set(if held { GateMode::TrueTtls } else { GateMode::Open }, "");
-        } else if shared.linked.load(std::sync::atomic::Ordering::Acquire) {
+        } else if shared.linked.load(Ordering::Acquire) {
             shared.gate.set(GateMode::Fenced, "READONLY this server is a target of redisdr, see DR.STATUS");
         }
         wake("the role changed");
@@ -58,6 +63,21 @@ extern "C" fn on_shutdown(_: *mut RedisModuleCtx, _: raw::RedisModuleEvent, _sub
     });
 }
 
+/// Longest wait of a process that ends for the log.
+const LAST_OPS: Duration = Duration::from_secs(2);
+
+/// 6.x sends its replicas what is left for them and ends at once: what the tap has not read by then, the log would
+/// lack. Runs when the server has done all of its own; the module's threads still run.
+extern "C" fn at_exit() {
+    guarded((), || {
+        let Some(shared) = shared() else { return };
+        let (end, begun) = (shared.stop_at.load(Ordering::Acquire), Instant::now());
+        while shared.written.load(Ordering::Acquire) < end && begun.elapsed() < LAST_OPS {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
 /// Notes the position for a start from an AOF, which says nothing of it. At a stop a small write is no stall.
 fn on_clean_stop(shared: &crate::runtime::shared::Shared) {
     let ident = shared.ident.load();
@@ -71,5 +91,8 @@ fn on_clean_stop(shared: &crate::runtime::shared::Shared) {
         return;
     };
     let op_id = u64::try_from(ident.base + offset).unwrap_or(0);
+    if shared.version.load(Ordering::Relaxed) < 0x07_00_00 {
+        shared.stop_at.store(op_id, Ordering::Release);
+    }
     let _ = std::fs::write(path.as_path(), format!("{replid} {offset} {op_id}\n"));
 }

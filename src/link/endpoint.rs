@@ -58,12 +58,18 @@ pub trait SourceHost: Send + Sync + 'static {
     fn log(&self) -> Option<Arc<Log>>;
     /// Whether it serves.
     fn serving(&self) -> Serving;
-    /// The newest snapshot whose op is still in the log, or a new one. May take minutes; gives up when
+    /// The newest snapshot whose op is still in the log, or a new one where that is below `at_least`. May take
+    /// minutes; gives up when
     /// `cancelled` becomes true. What `progress` is told shows at both ends.
     ///
     /// # Errors
     /// Why there is none.
-    fn snapshot(&self, cancelled: &AtomicBool, progress: &mut dyn FnMut(&str)) -> Result<Snapshot, String>;
+    fn snapshot(
+        &self,
+        at_least: OpId,
+        cancelled: &AtomicBool,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Snapshot, String>;
     /// The set of targets, or what the log is kept for, has changed beyond an ack: worth saving at once.
     fn registry_changed(&self, _registered: &[Registered]) {}
     /// A target was refused for a reason that lasts.

@@ -232,6 +232,8 @@ impl Session {
             Relation::Continue { from } => Some(from),
             _ => None,
         };
+        // A target that could go on and wants a copy has met an op that fails there: a copy below would meet it again.
+        let at_least = may_stream.map_or(0, |from| from.saturating_sub(1));
         loop {
             self.check()?;
             let want = match wanted.recv_timeout(TICK) {
@@ -245,7 +247,7 @@ impl Session {
                     let reason = format!("op {from} is not where this target can go on");
                     return Err(LinkError::refused(RefusalCode::Restart, reason));
                 }
-                Want::Snapshot => may_stream = Some(self.send_snapshot()? + 1),
+                Want::Snapshot => may_stream = Some(self.send_snapshot(at_least)? + 1),
                 Want::Held { reason } => {
                     let reason = cut(reason);
                     log::warn!("target {} at {} holds: {reason}", self.service_id, self.peer);
@@ -373,9 +375,9 @@ impl Session {
 
     // ---- snapshot
 
-    fn send_snapshot(&self) -> Result<OpId, LinkError> {
+    fn send_snapshot(&self, at_least: OpId) -> Result<OpId, LinkError> {
         self.set_state(TargetState::Snapshot, "");
-        let snapshot = self.choose_snapshot()?;
+        let snapshot = self.choose_snapshot(at_least)?;
         let saved = NodeIdentity { rdb_version: snapshot.rdb_version, ..self.shared.host.identity() };
         can_load(&saved, &self.identity).map_err(|r| LinkError::refused(RefusalCode::Version, r))?;
         let meta = SnapshotMeta {
@@ -397,13 +399,13 @@ impl Session {
         Ok(snapshot.op_id)
     }
 
-    fn choose_snapshot(&self) -> Result<Snapshot, LinkError> {
+    fn choose_snapshot(&self, at_least: OpId) -> Result<Snapshot, LinkError> {
         for _ in 0..SNAPSHOT_TRIES {
             // Until it is known which one, everything that is there stays there.
             let all = self.log.oldest().saturating_sub(1);
             self.shared.registry.lock().pin(self.service_id, self.session, Some(all));
             self.note("the source prepares a snapshot");
-            let made = self.shared.host.snapshot(&self.gone, &mut |text| self.note(text));
+            let made = self.shared.host.snapshot(at_least, &self.gone, &mut |text| self.note(text));
             self.note("");
             self.check()?;
             let snapshot = made.map_err(|e| LinkError::Host(format!("the source has no snapshot: {e}")))?;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 use oplog_format::Lineage;
 
-use super::boot::{plan, Dataset, Plan};
+use super::boot::{lineage_of, plan, Dataset, Plan};
 use super::node::{Node, NotServing};
-use super::shared::{Answer, Mode, ReplicaEvent, Request, Respond};
+use super::shared::{Answer, Mode, ReplicaEvent, Request, Respond, FLAG_INCOMPLETE};
 use super::source::{Journal, Source, StartAt};
 use super::waits::{self, Wait};
 use crate::apply::load::{load, LoadPlan};
@@ -21,6 +21,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// Keys that expire within this time after a start are restored from the RDB: the server may drop them before the
 /// log has been applied.
 const NEAR_MS: i64 = 60_000;
+/// Bytes of ops a millisecond that a replay applies at the least; where it turns out slower, it is done again.
+const SLOWEST_REPLAY: u64 = 1000;
 
 /// Body of the thread `dr-control`.
 pub fn run(node: &Arc<Node>, requests: &Receiver<Request>, events: &Receiver<ReplicaEvent>) {
@@ -169,6 +171,12 @@ impl Control {
             node.shared.applied.store(op, Ordering::Release);
             node.shared.applied_known.store(true, Ordering::Release);
         };
+        let saved_incomplete =
+            node.shared.loaded.load().as_ref().is_some_and(|a| a.flags & FLAG_INCOMPLETE != 0);
+        if saved_incomplete && matches!(dataset, Dataset::Unknown { .. }) {
+            // As where the copy itself was interrupted: nothing of this may be kept or served.
+            node.remember(|s| s.loading = true);
+        }
         match plan(dataset, &node.log.lineage(), node.log.oldest(), node.log.written()) {
             Plan::InStep if matches!(dataset, Dataset::Unknown { .. }) => {
                 self.anew(&Lineage::default(), 1, "nobody knows which ops this dataset holds")?;
@@ -180,14 +188,10 @@ impl Control {
             }
             Plan::Replay(op) => {
                 at(op);
-                if held {
-                    self.replay(node.log.written())?;
-                } else {
-                    node.shared.applied_known.store(true, Ordering::Release);
-                    let end = node.log.written();
-                    if !node.rebuild_to(end)? {
-                        self.replay(end)?;
-                    }
+                let end = node.log.written();
+                node.shared.replicas_wait.store(false, Ordering::Release);
+                if held || !node.rebuild_to(end)? {
+                    self.replay(end, None)?;
                 }
             }
             Plan::Gap(first) => {
@@ -218,6 +222,7 @@ impl Control {
             }
         }
         node.set_ident(|i| i.lineage = node.log.lineage());
+        node.shared.replicas_wait.store(false, Ordering::Release);
         if node.state.get().loading {
             node.close_for_loading("a snapshot was not loaded completely and will be taken anew");
         } else {
@@ -227,22 +232,41 @@ impl Control {
         node.start_client(endpoints)
     }
 
-    /// Applies what the log has above the dataset, with clients waiting.
-    fn replay(&mut self, end: u64) -> Result<(), String> {
+    /// Brings a source's dataset from op `from`, where its RDB stands, to the end of its log.
+    fn recover(&mut self, conn: &mut Conn, from: u64, end: u64) -> Result<(), String> {
+        let node = Arc::clone(&self.node);
+        node.shared.applied.store(from, Ordering::Release);
+        node.shared.applied_known.store(true, Ordering::Release);
+        node.set_doing("recovering", "reading the RDB for keys that expire while the log is applied");
+        node.publish();
+        let aux = node.shared.loaded.load_full();
+        let window = NEAR_MS + i64::try_from((end - from) / SLOWEST_REPLAY).unwrap_or(i64::MAX / 2);
+        let until = crate::runtime::now_ms().saturating_add(window);
+        self.restore_before(conn, until)?;
+        // Without an RDB every key comes from the log, held.
+        let Some(aux) = aux else { return self.replay(end, None).map(|_| ()) };
+        if self.replay(end, Some(until))? {
+            return Ok(());
+        }
+        log::warn!(
+            "applying the log took so long that keys of the RDB may have expired: again, with all held"
+        );
+        let path = node.rdb_path(conn).map_err(|e| e.to_string())?;
+        node.load_rdb(&path, from, &lineage_of(&aux), "the own RDB is being loaded again")?;
+        self.replay(end, None).map(|_| ())
+    }
+
+    /// Applies what the log has above the dataset, with clients waiting. False where that took longer than until
+    /// `deadline_ms`.
+    fn replay(&mut self, end: u64, deadline_ms: Option<i64>) -> Result<bool, String> {
         let node = &self.node;
         let from = node.shared.applied.load(Ordering::Acquire);
         node.set_doing("recovering", format!("applying the own log from op {from} to {end}"));
         node.close_for_loading("the own log is being applied");
-        let begun = Instant::now();
+        node.progress.store(0, Ordering::Relaxed);
         node.shared.hold.store(true, Ordering::Release);
         node.publish();
-        node.apply_until(end)?;
-        log::info!(
-            "{} bytes of ops applied from the own log in {} ms",
-            end - from,
-            begun.elapsed().as_millis()
-        );
-        Ok(())
+        node.apply_until(end, deadline_ms)
     }
 
     fn boot_source(&mut self, conn: &mut Conn, dataset: &Dataset) -> Result<(), String> {
@@ -256,12 +280,11 @@ impl Control {
                 }
             }
             Plan::Replay(op) => {
-                self.restore_near(conn)?;
                 released = false;
-                node.shared.applied.store(op, Ordering::Release);
-                node.shared.applied_known.store(true, Ordering::Release);
                 let end = node.log.written();
-                if let Err(e) = self.replay(end) {
+                // Evicting now, the source would lose keys without a word in its log.
+                node.switch_eviction_off(conn).map_err(|e| e.to_string())?;
+                if let Err(e) = self.recover(conn, op, end) {
                     let at = node.shared.applied.load(Ordering::Acquire);
                     node.warn(
                         "recovery",
@@ -305,6 +328,7 @@ impl Control {
         node.shared.applied_known.store(false, Ordering::Release);
         node.shared.hold.store(false, Ordering::Release);
         node.start_capture(start);
+        node.restore_settings(conn);
         if !released {
             node.start_rebase();
         }
@@ -319,9 +343,14 @@ impl Control {
         node.log.reset(lineage.clone(), next).map_err(|e| e.to_string())
     }
 
-    /// Restores, held, the keys of the RDB that have expired or soon will: a later op in the log, or at a target,
-    /// may say otherwise. Returns how many.
+    /// As [`Self::restore_before`], for a start that has little to do until the log is attached.
     fn restore_near(&mut self, conn: &mut Conn) -> Result<u64, String> {
+        self.restore_before(conn, crate::runtime::now_ms().saturating_add(NEAR_MS))
+    }
+
+    /// Restores, held, the keys of the RDB that expire before `until_ms`: a later op in the log, or at a target, may
+    /// say otherwise. Returns how many.
+    fn restore_before(&mut self, conn: &mut Conn, until_ms: i64) -> Result<u64, String> {
         let node = &self.node;
         // An AOF is loaded with what has expired, and the RDB beside it is another dataset.
         let aof = conn.config_get("appendonly").map_err(|e| e.to_string())?.as_deref() == Some("yes");
@@ -329,9 +358,8 @@ impl Control {
             return Ok(0);
         }
         let path = node.rdb_path(conn).map_err(|e| e.to_string())?;
-        let now = crate::runtime::now_ms();
         let lineage = Lineage::default();
-        let plan = LoadPlan { path: &path, op_id: 0, lineage: &lineage, only_before: Some(now + NEAR_MS) };
+        let plan = LoadPlan { path: &path, op_id: 0, lineage: &lineage, only_before: Some(until_ms) };
         let done = load(&plan, conn, &node.shared.stopping, &mut |_| {})
             .map_err(|e| format!("restoring keys that expire from {}: {e}", path.display()))?;
         Ok(done.keys)

@@ -152,6 +152,9 @@ pub struct Shared {
     pub hold: AtomicBool,
     /// Whether this node is linked to a source.
     pub linked: AtomicBool,
+    /// Replicas may not attach yet: a copy made now would not say where it stands, and the ops that are being
+    /// applied from the log are none that a replica of a source may get.
+    pub replicas_wait: AtomicBool,
     /// Whether the server is a replica, as its last event said.
     pub is_replica: AtomicBool,
     /// Written at a clean stop by the main thread; the controller has prepared where.
@@ -170,6 +173,8 @@ pub struct Shared {
     pub version: AtomicU64,
     /// Whether the server is Valkey.
     pub valkey: AtomicBool,
+    /// Where a server that stops, and does not wait for its replicas by itself, ends its stream; 0: it does not stop.
+    pub stop_at: AtomicU64,
     /// Set when the module is to stop its threads.
     pub stopping: AtomicBool,
 }
@@ -211,6 +216,7 @@ impl Shared {
             replica_events_lost: AtomicBool::new(false),
             hold: AtomicBool::new(false),
             linked: AtomicBool::new(false),
+            replicas_wait: AtomicBool::new(false),
             is_replica: AtomicBool::new(false),
             clean_stop_path: ArcSwapOption::empty(),
             diverged: ArcSwapOption::empty(),
@@ -220,6 +226,7 @@ impl Shared {
             released: AtomicI64::new(0),
             version: AtomicU64::new(0),
             valkey: AtomicBool::new(false),
+            stop_at: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         })
     }

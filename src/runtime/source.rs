@@ -80,6 +80,7 @@ impl Node {
             i.mode = Mode::Source;
             i.positioned = false;
         });
+        self.shared.replicas_wait.store(true, Ordering::Release);
         self.start_capture(StartAt::Next);
     }
 
@@ -135,6 +136,7 @@ impl Node {
     pub fn capture_failed(&self) {
         if self.shared.config.on_log_failure == OnLogFailure::DenyWrites {
             let text = "MISCONF redisdr cannot log writes and on-log-failure is deny-writes, see DR.STATUS";
+            self.shared.replicas_wait.store(false, Ordering::Release);
             self.shared.gate.set(GateMode::LogFailed, text);
         } else {
             self.let_clients_in();
@@ -143,6 +145,7 @@ impl Node {
 
     /// Opens the gate.
     pub fn let_clients_in(&self) {
+        self.shared.replicas_wait.store(false, Ordering::Release);
         let mode = if self.shared.ident.load().held { GateMode::Releasing } else { GateMode::Open };
         self.shared.gate.set(mode, "");
     }
@@ -398,8 +401,13 @@ impl SourceHost for Source {
         }
     }
 
-    fn snapshot(&self, cancelled: &AtomicBool, progress: &mut dyn FnMut(&str)) -> Result<Snapshot, String> {
-        self.0.snapshot_for_target(cancelled, progress)
+    fn snapshot(
+        &self,
+        at_least: OpId,
+        cancelled: &AtomicBool,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Snapshot, String> {
+        self.0.snapshot_for_target(at_least, cancelled, progress)
     }
 
     fn registry_changed(&self, registered: &[Registered]) {

@@ -21,6 +21,7 @@ mod modules;
 mod operator;
 mod outage;
 mod races;
+mod recovery;
 mod replicas;
 mod sentinel;
 mod site;
