@@ -171,7 +171,11 @@ impl Session {
         reader.set_tick(TICK.min(self.shared.config.heartbeat() / 2))?;
         let timeout = self.shared.config.timeout;
         while !self.is_gone() {
-            match reader.poll()? {
+            let frame = reader.poll()?;
+            if frame.is_some() {
+                self.shared.registry.lock().heard(self.service_id, self.session, now_ms());
+            }
+            match frame {
                 Some(FrameKind::Want) => match wants.try_send(receive(&reader)?) {
                     Ok(()) => {}
                     Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {

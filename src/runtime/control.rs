@@ -154,9 +154,18 @@ impl Control {
         let dataset = node.dataset(conn).map_err(|e| e.to_string())?;
         let state = node.state.get();
         let configured = Some(node.shared.config.source.clone()).filter(|s| !s.is_empty() && !state.cut);
-        match state.linked.or(configured) {
+        let booted = match state.linked.or(configured) {
             Some(endpoints) => self.boot_target(conn, &dataset, endpoints),
             None => self.boot_source(conn, &dataset),
+        };
+        match booted {
+            // A Sentinel was faster: the master's copy replaces what could not be finished.
+            Err(e) if node.is_replica() => {
+                log::warn!("{e}");
+                node.demoted();
+                Ok(())
+            }
+            other => other,
         }
     }
 
@@ -283,6 +292,9 @@ impl Control {
                 node.shared.applied_known.store(true, Ordering::Release);
                 let end = node.log.written();
                 if let Err(e) = self.replay(end) {
+                    if node.is_replica() {
+                        return Err(e);
+                    }
                     let at = node.shared.applied.load(Ordering::Acquire);
                     node.warn(
                         "recovery",

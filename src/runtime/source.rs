@@ -164,7 +164,7 @@ impl Node {
     }
 
     /// Whether the server is one at this moment, whatever the controller has taken in.
-    fn is_replica(&self) -> bool {
+    pub fn is_replica(&self) -> bool {
         self.shared.is_replica.load(Ordering::Acquire)
     }
 
