@@ -270,15 +270,17 @@ impl Effects {
     }
 }
 
-/// Whether any op in a payload may change data: everything but what a server says to keep a link alive, and what
-/// a master says of itself.
+/// Whether any op in a payload may change data: everything but what a server says to keep a link alive, what a
+/// master says of itself, and messages: Sentinels publish theirs at a master for as long as they see it, also at one
+/// that has been replaced.
 fn has_effect(payload: &[u8]) -> bool {
     let mut args = Vec::new();
     let mut rest = payload;
     while !rest.is_empty() {
         let Ok(OpScan::Complete { len }) = parse_op(rest, &mut args) else { return true };
         let name = args.first().map(|a| a.of(rest)).unwrap_or_default();
-        let idle: [&[u8]; 6] = [b"ping", b"select", b"replconf", b"multi", b"exec", b"dr._shard"];
+        let idle: [&[u8]; 8] =
+            [b"ping", b"select", b"replconf", b"multi", b"exec", b"publish", b"spublish", b"dr._shard"];
         if !idle.iter().any(|i| name.eq_ignore_ascii_case(i)) {
             return true;
         }
@@ -321,6 +323,7 @@ mod tests {
     #[test]
     fn only_keep_alives_have_no_effect() {
         assert!(!has_effect(&[PING, SELECT, b"*1\r\n$4\r\nping\r\n"].concat()));
+        assert!(!has_effect(b"*3\r\n$7\r\nPUBLISH\r\n$1\r\nc\r\n$1\r\nm\r\n"));
         assert!(has_effect(&[PING, SET].concat()));
         assert!(has_effect(b"garbage"));
     }
