@@ -33,7 +33,8 @@ pub struct Ident {
     pub base: i64,
     /// Histories up to now.
     pub lineage: Lineage,
-    /// Where this shard's DR endpoints are.
+    /// Source: where its DR endpoint is, `:port` where only its replicas know the host. Target: the endpoints of
+    /// its link.
     pub endpoints: Vec<String>,
     /// Whether keys may carry expiries that are held.
     pub held: bool,
@@ -86,7 +87,7 @@ pub enum Request {
 }
 
 /// What a replica of a target learns by replication, for its own log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum ReplicaEvent {
     /// An entry that was applied.
     Frame(Vec<u8>),
@@ -113,6 +114,8 @@ pub enum ReplicaEvent {
         /// Its first op.
         first_op: OpId,
     },
+    /// Everything queued before is in the log once this is taken out.
+    Barrier(Sender<()>),
 }
 
 /// Shared by everything in the process.
@@ -157,6 +160,10 @@ pub struct Shared {
     pub replicas_wait: AtomicBool,
     /// Whether the server is a replica, as its last event said.
     pub is_replica: AtomicBool,
+    /// Replica: its master is linked to a source, so that a promotion has to put the fence up at once.
+    pub link_dormant: AtomicBool,
+    /// Replica: what its master has said of itself last.
+    pub master_word: ArcSwapOption<AuxContent>,
     /// Written at a clean stop by the main thread; the controller has prepared where.
     pub clean_stop_path: ArcSwapOption<std::path::PathBuf>,
     /// Where the apply stopped and why.
@@ -218,6 +225,8 @@ impl Shared {
             linked: AtomicBool::new(false),
             replicas_wait: AtomicBool::new(false),
             is_replica: AtomicBool::new(false),
+            link_dormant: AtomicBool::new(false),
+            master_word: ArcSwapOption::empty(),
             clean_stop_path: ArcSwapOption::empty(),
             diverged: ArcSwapOption::empty(),
             status: ArcSwap::from_pointee(status),

@@ -470,6 +470,9 @@ impl Node {
                     if self.stopping() {
                         return Err("stopped".into());
                     }
+                    if self.is_replica() {
+                        return Err("the server has become a replica".into());
+                    }
                 }
                 Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
                     return Err("the feed has ended".into())

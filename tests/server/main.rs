@@ -13,6 +13,7 @@ mod commands;
 mod conf;
 mod dr;
 mod expiries;
+mod failover;
 mod faults;
 mod fence;
 mod fork;
