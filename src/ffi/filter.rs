@@ -7,6 +7,7 @@ use redis_module::raw;
 
 use super::api::{api, bytes, Ctx};
 use super::{guarded, held, shared};
+use crate::capture::attach::TAP_PSYNC;
 use crate::runtime::gate::{GateMode, Verdict};
 use crate::runtime::shared::Shared;
 
@@ -32,7 +33,12 @@ extern "C" fn on_command(fctx: *mut raw::RedisModuleCommandFilterCtx) {
         let name = arg(0);
         let sub = (argc > 1).then(|| arg(1));
         let table = shared.table.load();
-        let instead: &[u8] = match table.verdict(mode, name, sub) {
+        let waits = shared.replicas_wait.load(Ordering::Acquire) && is_replicas(name);
+        let verdict = match waits {
+            true => Verdict::Refuse,
+            false => table.verdict(mode, name, sub),
+        };
+        let instead: &[u8] = match verdict {
             Verdict::Pass if eviction_is_kept_off(shared, name, sub, argc, arg) => b"DR._CONFIG",
             Verdict::Pass if argc > 1 && mode.hides_hold() && shared.ident.load().held => {
                 let class = table.class(name, sub);
@@ -73,6 +79,11 @@ fn eviction_is_kept_off<'a>(
             && (2..argc).step_by(2).any(|at| arg(at).eq_ignore_ascii_case(b"maxmemory-policy"))
     };
     shared.policy.load().is_some() && (rewrites || sets())
+}
+
+/// Whether a replica asks for the stream; the tap does it in a spelling of its own. Replicas ask again after LOADING.
+fn is_replicas(name: &[u8]) -> bool {
+    name != TAP_PSYNC && (name.eq_ignore_ascii_case(b"psync") || name.eq_ignore_ascii_case(b"sync"))
 }
 
 const ERR_UNUSED: c_int = 1;

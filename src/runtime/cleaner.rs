@@ -14,6 +14,11 @@ const WINDOW: Duration = Duration::from_secs(300);
 /// Below this much the operator is warned.
 const WARN_SECONDS: i64 = 3600;
 
+/// What a rewrite without the RDB's field costs.
+const AOF_LOSES: &str =
+    "aof-use-rdb-preamble is no: an AOF that is rewritten now does not say which ops it holds, \
+     and the module refuses to load at the next start; set it to yes";
+
 /// Body of the thread `dr-cleaner`.
 pub fn run(node: &Arc<Node>) {
     let mut seen: VecDeque<(Instant, u64)> = VecDeque::new();
@@ -33,6 +38,9 @@ pub fn run(node: &Arc<Node>) {
 fn look_at_rdb(node: &Arc<Node>) {
     if let Ok(mut conn) = node.connect() {
         let _ = node.usable_rdb(&mut conn);
+        let mut is = |name: &str, value: &str| matches!(conn.config_get(name), Ok(Some(v)) if v == value);
+        let lost = is("appendonly", "yes") && is("aof-use-rdb-preamble", "no");
+        node.warn("aof", if lost { AOF_LOSES } else { "" });
     }
 }
 

@@ -24,10 +24,8 @@ pub enum GateMode {
     LogFailed = 5,
     /// Promoted, with expiries that are still to be released: TTLs as with [`Self::Fenced`], writes allowed.
     Releasing = 6,
-    /// As [`Self::Recovering`], and no replica may attach: it could not follow what is applied now.
-    Replaying = 7,
     /// The link is cut and the tap is not attached yet: no writes, TTLs as with [`Self::Fenced`].
-    Cutting = 8,
+    Cutting = 7,
 }
 
 impl GateMode {
@@ -39,8 +37,7 @@ impl GateMode {
             4 => Self::TrueTtls,
             5 => Self::LogFailed,
             6 => Self::Releasing,
-            7 => Self::Replaying,
-            8 => Self::Cutting,
+            7 => Self::Cutting,
             _ => Self::Open,
         }
     }
@@ -189,10 +186,6 @@ impl CommandTable {
                 let class = self.class(name, sub);
                 class.write || class.read
             }
-            GateMode::Replaying => {
-                let class = self.class(name, sub);
-                class.write || class.read || attaches_replica(name)
-            }
         };
         if refuse {
             return Verdict::Refuse;
@@ -203,10 +196,6 @@ impl CommandTable {
             Verdict::Pass
         }
     }
-}
-
-fn attaches_replica(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"psync") || name.eq_ignore_ascii_case(b"sync")
 }
 
 /// The part of a key that decides its slot in a cluster.
@@ -274,8 +263,6 @@ mod tests {
         assert_eq!(t.verdict(GateMode::Releasing, b"set", None), Verdict::Pass);
         assert_eq!(t.verdict(GateMode::Cutting, b"set", None), Verdict::Refuse);
         assert_eq!(t.verdict(GateMode::Cutting, b"ttl", None), Verdict::TrueTtl);
-        assert_eq!(t.verdict(GateMode::Recovering, b"PSYNC", None), Verdict::Pass);
-        assert_eq!(t.verdict(GateMode::Replaying, b"PSYNC", None), Verdict::Refuse);
     }
 
     #[test]

@@ -84,6 +84,7 @@ impl Node {
                 scanned += super::boot::int(seen).unwrap_or(0);
                 let percent = u64::try_from((scanned * 100 / total).clamp(0, 99)).unwrap_or(0);
                 self.progress.store(percent, Ordering::Relaxed);
+                self.shared.released.store(*released, Ordering::Relaxed);
                 if self.doing.load().state == "capturing" {
                     self.set_doing("rebasing", "expiries are being released");
                 }
