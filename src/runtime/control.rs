@@ -396,6 +396,7 @@ impl Control {
         if node.server.address.is_ok() {
             self.start_endpoint();
         }
+        node.gate_follows_log();
         node.publish();
     }
 

@@ -128,6 +128,14 @@ impl Node {
         if header.meta.last_op <= self.log.written() {
             return Ok(());
         }
+        let next = self.log.written() + 1;
+        if header.first_op() > next && self.log.poisoned().is_none() {
+            // What came while the log did not work is not sent again.
+            let current = self.log.lineage().current().map(|c| c.history);
+            let history = current.ok_or("the log has no history yet")?;
+            log::warn!("this replica's log has a gap: ops {next} to {} are missing", header.first_op() - 1);
+            self.log.begin_history(history, header.first_op()).map_err(|e| e.to_string())?;
+        }
         self.log.append(frame).map(|_| ()).map_err(|e| e.to_string())
     }
 }
