@@ -186,6 +186,8 @@ pub struct Disk {
     pub failed_since: AtomicU64,
     /// While failed: ops did not find room in memory any more and are lost to the log.
     pub lost: AtomicBool,
+    /// While failed: bytes that the disk should have free before the log goes on.
+    pub need: AtomicU64,
     /// While failed for lack of room: the log itself may go, so that there is some.
     pub give_up: AtomicBool,
     /// An append is under way since then; 0: none is.

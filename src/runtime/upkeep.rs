@@ -65,8 +65,9 @@ impl Upkeep {
 
     /// Whether the log has failed for lack of room.
     pub fn no_room(&self, node: &Node) -> bool {
-        node.shared.disk.failed.load().is_some()
-            && node.log.free_bytes().is_some_and(|free| free < room_needed(&node.log))
+        let disk = &node.shared.disk;
+        let need = disk.need.load(Ordering::Acquire);
+        disk.failed.load().is_some() && node.log.free_bytes().is_some_and(|free| free < need)
     }
 
     /// For how long the log has failed.
@@ -149,7 +150,9 @@ impl Upkeep {
     fn must_give_up(&self, node: &Node) -> bool {
         let disk = &node.shared.disk;
         let lost = disk.lost.load(Ordering::Acquire) && !disk.give_up.load(Ordering::Acquire);
-        if !lost || Self::failed_for(node) < FETCH || node.log.bytes() < room_needed(&node.log) {
+        // A small log would be full again at once, each time at the price of a copy.
+        let worth_it = node.log.bytes() >= 4 * room_needed(&node.log);
+        if !lost || !worth_it || Self::failed_for(node) < FETCH {
             return false;
         }
         let targets = node.endpoint.lock().as_ref().map(|e| e.targets()).unwrap_or_default();

@@ -258,6 +258,7 @@ impl Writer {
         }
         let disk = &self.shared.disk;
         disk.failed_since.store(disk.now_ms(), Ordering::Release);
+        disk.need.store(room_needed(&self.log), Ordering::Release);
         disk.failed.store(Some(Arc::new(why.to_owned())));
         log::error!("the log has failed, nothing is written to it until its disk works again: {why}");
     }
@@ -267,7 +268,9 @@ impl Writer {
         self.retry_at = Instant::now() + RETRY;
         let mode = self.shared.ident.load().mode;
         let free = self.log.free_bytes().unwrap_or(u64::MAX);
-        let room = free >= room_needed(&self.log) + self.held.len() as u64;
+        let need = room_needed(&self.log) + self.held.len() as u64;
+        self.shared.disk.need.store(need, Ordering::Release);
+        let room = free >= need;
         if matches!(mode, Mode::Target | Mode::TargetReplica) || self.end == 0 {
             // What is missing comes again over the link.
             self.give_up();

@@ -1,6 +1,6 @@
 //! The cleaner on real servers: what holds the log, what lets it go, and what a lost target is told.
 
-use crate::disk::{ready, verify, write};
+use crate::disk::{ready, verify, wait_syncs, write};
 use crate::harness::{deadline, digest, eventually, secs, version, wait_equal, Server};
 
 const MB: u64 = 1 << 20;
@@ -43,13 +43,13 @@ fn the_log_waits_for_snapshot_and_targets_and_is_released_by_a_cut() {
     // The other does not notice.
     write(&mut client, 2, "after");
     wait_equal(&source, &here);
-    assert_eq!(here.status().full_syncs(), 1);
+    wait_syncs(&here, 1);
     verify(&source.dir().join("dr"));
     // Linked by hand again it takes a copy.
     away.start_again();
     assert!(cmd!(away.client(), "DR.LINK", source.endpoint()).error().is_none());
     wait_equal(&source, &away);
-    assert_eq!(away.status().full_syncs(), 2);
+    wait_syncs(&away, 2);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn the_hard_cap_loses_the_laggard_loudly() {
 
     target.start_again();
     wait_equal(&source, &target);
-    assert_eq!(target.status().full_syncs(), 2);
+    wait_syncs(&target, 2);
     assert!(target.log().contains("full sync from"), "{}", target.log_tail(30));
     source.wait_status("well again", |s| s.list("warnings").is_empty());
 }
@@ -107,7 +107,7 @@ fn a_reader_whose_segments_go_takes_a_copy() {
     wait_equal(&source, &target);
     write(&mut client, 14, "faster than it reads");
     wait_equal(&source, &target);
-    assert!(target.status().full_syncs() >= 2, "the cap was not met");
+    target.wait_status("copied again: the cap was met", |s| s.full_syncs() >= 2);
     assert!(!target.log().contains("damaged"), "{}", target.log());
     assert!(!source.log().contains("damaged"), "{}", source.log());
 }
@@ -140,7 +140,7 @@ fn a_log_without_snapshots_does_not_grow_for_ever() {
     target.start_again();
     wait_equal(&source, &target);
     assert!(digest(&source) == before);
-    assert_eq!(target.status().full_syncs(), 1);
+    wait_syncs(&target, 1);
 }
 
 /// The rate of a steady load, and the room that is left, make a forecast.
