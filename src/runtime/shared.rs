@@ -188,8 +188,11 @@ pub struct Disk {
     pub lost: AtomicBool,
     /// While failed: bytes that the disk should have free before the log goes on.
     pub need: AtomicU64,
-    /// While failed for lack of room: the log itself may go, so that there is some.
-    pub give_up: AtomicBool,
+    /// While failed for lack of room: the log itself may go, so that there is some. A snapshot holds what is up to
+    /// this op; 0: it may not.
+    pub give_up: AtomicU64,
+    /// A file holds a little room for manifest and state. Without it the log leaves as much.
+    pub reserved: AtomicBool,
     /// An append is under way since then; 0: none is.
     pub append_since: AtomicU64,
     /// As `append_since`, a sync.

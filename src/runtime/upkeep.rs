@@ -8,12 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::node::Node;
 use super::shared::Mode;
-use super::writer::room_needed;
+use super::writer::{room_needed, RESERVE_BYTES};
 
 /// Name of the file that is removed when the disk is full: manifest and state are written anew to be changed.
 const RESERVE: &str = "reserve";
-/// Its size.
-const RESERVE_BYTES: usize = 256 << 10;
 /// A snapshot that failed is tried again after this long.
 const AGAIN: Duration = Duration::from_secs(30);
 /// A failed log waits this long for room before the node makes some.
@@ -149,7 +147,7 @@ impl Upkeep {
     /// Whether the log fills its own disk, ops are being lost, and who is there has fetched what it has.
     fn must_give_up(&self, node: &Node) -> bool {
         let disk = &node.shared.disk;
-        let lost = disk.lost.load(Ordering::Acquire) && !disk.give_up.load(Ordering::Acquire);
+        let lost = disk.lost.load(Ordering::Acquire) && disk.give_up.load(Ordering::Acquire) == 0;
         // A small log would be full again at once, each time at the price of a copy.
         let worth_it = node.log.bytes() >= 4 * room_needed(&node.log);
         if !lost || !worth_it || Self::failed_for(node) < FETCH {
@@ -185,7 +183,7 @@ impl Upkeep {
                 log::warn!(
                     "the log's disk is full of the log itself: it goes, so that what comes now is captured"
                 );
-                own.shared.disk.give_up.store(true, Ordering::Release);
+                own.shared.disk.give_up.store(own.snapshot_op.load(Ordering::Acquire), Ordering::Release);
             }
             saving.outcome.store(if done.is_ok() { 1 } else { -1 }, Ordering::Release);
             saving.running.store(false, Ordering::Release);
@@ -219,17 +217,24 @@ impl Upkeep {
     /// Makes or removes the file that holds a little room.
     fn keep_reserve(&mut self, node: &Node) {
         let Some(free) = node.log.free_bytes() else { return };
+        let (disk, bytes) = (&node.shared.disk, RESERVE_BYTES as u64);
         let there = self.reserve.exists();
-        if there && free < RESERVE_BYTES as u64 / 2 {
+        if there && free < bytes / 2 {
             if std::fs::remove_file(&self.reserve).is_ok() {
-                log::warn!("the log's disk is full: its reserve of {RESERVE_BYTES} bytes is used");
+                disk.reserved.store(false, Ordering::Release);
+                log::warn!("the log's disk is full: its reserve of {bytes} bytes is used");
             }
-        } else if !there && free > room_needed(&node.log) + 4 * RESERVE_BYTES as u64 {
-            if self.reserve_tried.is_some_and(|t| t.elapsed() < AGAIN) {
-                return;
-            }
-            self.reserve_tried = Some(Instant::now());
-            if let Err(e) = std::fs::write(&self.reserve, vec![0x55; RESERVE_BYTES]) {
+            return;
+        }
+        disk.reserved.store(there, Ordering::Release);
+        let early = self.reserve_tried.is_some_and(|t| t.elapsed() < AGAIN);
+        if there || early || free < 3 * bytes || disk.failed.load().is_some() {
+            return;
+        }
+        match std::fs::write(&self.reserve, vec![0x55; RESERVE_BYTES]) {
+            Ok(()) => disk.reserved.store(true, Ordering::Release),
+            Err(e) => {
+                self.reserve_tried = Some(Instant::now());
                 log::warn!("{}: {e}", self.reserve.display());
                 let _ = std::fs::remove_file(&self.reserve);
             }

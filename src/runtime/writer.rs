@@ -116,6 +116,9 @@ pub fn start(log: Arc<Log>, shared: Arc<Shared>, fsync: FsyncPolicy) -> std::io:
     Ok(handle)
 }
 
+/// Room that is left for the files that the log is cleaned by.
+pub const RESERVE_BYTES: usize = 256 << 10;
+
 /// Bytes that the disk should have free before a failed log of this kind goes on.
 #[must_use]
 pub fn room_needed(log: &Log) -> u64 {
@@ -203,6 +206,11 @@ impl Writer {
 
     fn append(&self, frames: &[u8]) -> Result<(), StoreError> {
         let disk = &self.shared.disk;
+        let least = (RESERVE_BYTES + frames.len()) as u64;
+        if !disk.reserved.load(Ordering::Acquire) && self.log.free_bytes().is_some_and(|free| free < least) {
+            let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
+            return Err(StoreError::io("writing to", self.log.dir(), full));
+        }
         disk.append_since.store(disk.now_ms(), Ordering::Relaxed);
         let done = self.log.append(frames).map(drop);
         disk.append_since.store(0, Ordering::Relaxed);
@@ -280,13 +288,14 @@ impl Writer {
             return;
         }
         let written = self.log.written();
-        self.forget_held(written);
+        let based = self.shared.disk.give_up.load(Ordering::Acquire);
+        self.forget_held(written.max(based));
         let first = match EntryHeader::decode(&self.held) {
             Ok(header) => header.first_op(),
             Err(_) => (self.end + 1).max(written + 1),
         };
         let gap = first > written + 1;
-        let give_up = gap && self.shared.disk.give_up.load(Ordering::Acquire);
+        let give_up = gap && based > 0;
         let Some(history) = self.history.filter(|_| room || give_up) else { return };
         if self.log.poisoned().is_some() || gap {
             if let Err(e) = self.log.revive(history, first) {
@@ -295,10 +304,12 @@ impl Writer {
             }
         }
         self.lost += first - written - 1;
-        let held = std::mem::take(&mut self.held);
-        if !held.is_empty() && self.append(&held).is_err() {
-            self.held = held;
-            return;
+        while !self.held.is_empty() {
+            let len = whole_entries(&self.held, JOIN_BYTES);
+            if self.append(self.held.get(..len).unwrap_or_default()).is_err() {
+                return;
+            }
+            self.held.drain(..len);
         }
         let room = std::mem::take(&mut self.held_room);
         self.free(room);
@@ -325,10 +336,27 @@ impl Writer {
         let disk = &self.shared.disk;
         self.failing = false;
         self.given_up = 0;
-        disk.give_up.store(false, Ordering::Release);
+        disk.give_up.store(0, Ordering::Release);
         disk.lost.store(false, Ordering::Release);
         disk.failed.store(None);
         log::warn!("the log works again at op {}{how}", self.log.written());
+    }
+}
+
+/// Length of the first entries, up to about so many bytes and at least one.
+fn whole_entries(frames: &[u8], most: usize) -> usize {
+    let mut len = 0;
+    while let Some(header) = frames.get(len..).and_then(|rest| EntryHeader::decode(rest).ok()) {
+        let next = len.saturating_add(usize::try_from(header.frame_len()).unwrap_or(usize::MAX));
+        if next > frames.len() || (len > 0 && next > most) {
+            break;
+        }
+        len = next;
+    }
+    if len == 0 {
+        frames.len()
+    } else {
+        len
     }
 }
 
