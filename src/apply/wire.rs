@@ -16,6 +16,11 @@ pub struct LoadKey<'a> {
 /// A step of loading a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoadCommand<'a> {
+    /// Asks whether the server can restore such a value; changes nothing.
+    Try {
+        /// RESTORE payload.
+        payload: &'a [u8],
+    },
     /// Empties the dataset.
     Begin,
     /// Restores keys.
@@ -83,6 +88,7 @@ pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
     let step = args.get(1).copied().unwrap_or_default();
     let rest = args.get(2..).unwrap_or_default();
     match (step, rest) {
+        (b"TRY", [payload]) => Ok(LoadCommand::Try { payload }),
         (b"BEGIN", []) => Ok(LoadCommand::Begin),
         (b"KEYS", [db, keys @ ..]) if keys.len() % 3 == 0 && !keys.is_empty() => {
             let parse = |k: &[&'a [u8]]| match k {
@@ -103,7 +109,7 @@ pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
             history: History::from_bytes(history).map_err(|e| e.to_string())?,
             first_op: number(op, "op id")?,
         }),
-        _ => Err("DR._LOAD BEGIN | KEYS | CMD | END | HISTORY".to_owned()),
+        _ => Err("DR._LOAD TRY | BEGIN | KEYS | CMD | END | HISTORY".to_owned()),
     }
 }
 

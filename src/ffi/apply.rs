@@ -158,6 +158,18 @@ pub fn load(ctx: Ctx, args: &[&[u8]]) -> c_int {
     }
 }
 
+/// Restores a value and deletes it in the same step. Nothing is replicated.
+fn try_restore(ctx: Ctx, payload: &[u8]) -> Result<(), String> {
+    const KEY: &[u8] = b"redisdr:can this value be restored?";
+    // No reply at all (a node of a cluster that does not serve the slot) says nothing about the value.
+    let Some(reply) = call::call(ctx, &[b"RESTORE", KEY, b"0", payload], "") else { return Ok(()) };
+    if reply.is_error() {
+        return Err(String::from_utf8_lossy(reply.bytes()).into_owned());
+    }
+    call::call(ctx, &[b"DEL", KEY], "");
+    Ok(())
+}
+
 fn run_load(
     ctx: Ctx,
     shared: &Arc<Shared>,
@@ -165,6 +177,7 @@ fn run_load(
     command: LoadCommand<'_>,
 ) -> Result<(), String> {
     match command {
+        LoadCommand::Try { payload } => try_restore(ctx, payload),
         LoadCommand::Begin => {
             shared.loading_data.store(true, Ordering::Release);
             shared.applied_known.store(false, Ordering::Release);

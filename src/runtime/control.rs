@@ -272,6 +272,8 @@ impl Control {
             }
             Plan::Gap(first) => {
                 node.warn("gap", format!("the dataset is ahead of the log, which goes on at op {first}"));
+                // The RDB is the copy that targets get: what the server has dropped of it must be deleted for them.
+                released &= self.restore_near(conn)? == 0;
                 start = StartAt::Op(first);
             }
             Plan::GapUnknown(why) => {
@@ -282,6 +284,9 @@ impl Control {
             Plan::Anew(lineage, next, why) => {
                 let had = node.log.written() > 0;
                 self.anew(&lineage, next, &why)?;
+                if matches!(dataset, Dataset::At { .. }) {
+                    released &= self.restore_near(conn)? == 0;
+                }
                 if had {
                     node.warn(
                         "anew",
@@ -318,7 +323,9 @@ impl Control {
     /// may say otherwise. Returns how many.
     fn restore_near(&mut self, conn: &mut Conn) -> Result<u64, String> {
         let node = &self.node;
-        if node.shared.loaded.load().is_none() {
+        // An AOF is loaded with what has expired, and the RDB beside it is another dataset.
+        let aof = conn.config_get("appendonly").map_err(|e| e.to_string())?.as_deref() == Some("yes");
+        if aof || node.shared.loaded.load().is_none() {
             return Ok(0);
         }
         let path = node.rdb_path(conn).map_err(|e| e.to_string())?;

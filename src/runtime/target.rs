@@ -1,5 +1,6 @@
 //! The target's side of the link: takes snapshots and entries.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -15,8 +16,10 @@ use super::shared::{Mode, FLAG_INCOMPLETE, FLAG_POSITIONED};
 use crate::apply::feed::{Feed, FeedConfig, FeedEnd};
 use crate::apply::load::{load, LoadPlan};
 use crate::link::{LinkState, SnapshotMeta, TargetHello, TargetHost};
+use crate::local::LocalError;
 use crate::runtime::gate::GateMode;
-use crate::snapshot::verify_file;
+use crate::snapshot::module_value::{encoding_version, type_name};
+use crate::snapshot::{verify_file, ModuleData};
 use crate::store::Log;
 
 /// An RDB of a loaded copy that could not be saved is tried again after this long.
@@ -106,6 +109,41 @@ impl Node {
         })
         .map_err(|e| format!("loading the snapshot: {e}"))?;
         Ok(done.keys)
+    }
+
+    /// Before anything is touched: has this server the modules whose values the snapshot holds?
+    fn check_modules(&self, modules: &BTreeMap<u64, ModuleData>) -> Result<(), String> {
+        let mut beside_keys = Vec::new();
+        for (&id, data) in modules {
+            let name = String::from_utf8_lossy(&type_name(id)).into_owned();
+            if data.aux_bytes > 0 {
+                beside_keys.push(format!("{name} ({} bytes)", data.aux_bytes));
+            }
+            let Some(sample) = &data.sample else { continue };
+            let mut conn = self.connect().map_err(|e| e.to_string())?;
+            match conn.call(&[b"DR._LOAD", b"TRY", sample]) {
+                Ok(_) => {}
+                Err(LocalError::Reply { error, .. }) => {
+                    let version = encoding_version(id);
+                    return Err(format!(
+                        "{} keys of the snapshot are of type {name} (encoding {version}), which this server \
+                         cannot restore: load the module that the source has, in the same version ({error})",
+                        data.keys
+                    ));
+                }
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        let text = match beside_keys.as_slice() {
+            [] => String::new(),
+            all => format!(
+                "the snapshot has data of other modules outside of keys, which only their own commands can \
+                 bring: {}; make it at this server anew before it is needed",
+                all.join(", ")
+            ),
+        };
+        self.warn("modules", text);
+        Ok(())
     }
 
     /// After a load: an RDB of its own, so that a restart needs neither the staged file nor the link.
@@ -199,6 +237,7 @@ impl TargetHost for Target {
         if lineage.history_of(aux.op_id) != meta.lineage.history_of(meta.op_id) {
             return Err("the snapshot is of another history than was announced".into());
         }
+        node.check_modules(&summary.modules)?;
         node.keep_as_orphans(&meta.lineage, meta.op_id, "the source's data replaced this node's")?;
         let keys = node.load_rdb(&path, meta.op_id, &meta.lineage)?;
         node.log.reset(meta.lineage.clone(), meta.op_id + 1).map_err(|e| e.to_string())?;

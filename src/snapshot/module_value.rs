@@ -40,6 +40,12 @@ pub const fn encoding_version(id: u64) -> u16 {
     (id & 1023) as u16
 }
 
+/// The id that the value of a key of a module's type begins with.
+#[must_use]
+pub fn value_type(value: &[u8]) -> Option<u64> {
+    Slice::new(value).length().ok()
+}
+
 /// One thing that a module wrote.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item<'a> {

@@ -1,15 +1,33 @@
 //! Whole-file check of a snapshot.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use super::aux::RdbHead;
 use super::error::SnapshotError;
+use super::module_value::{value_type, Item, Items};
+use super::payload::{restore_payload, PAYLOAD_OVERHEAD};
 use super::reader::{Crc, Event, RdbReader};
+use super::value::types;
 
 /// Bytes between two calls of the progress function.
 const PROGRESS_STEP: u64 = 4 * 1024 * 1024;
+
+/// The largest value that is kept as a sample of its type.
+const SAMPLE_LIMIT: usize = 64 * 1024;
+
+/// What the data type of another module has in a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModuleData {
+    /// Number of keys with a value of that type.
+    pub keys: u64,
+    /// RESTORE payload of the smallest such value, if it has at most [`SAMPLE_LIMIT`] bytes.
+    pub sample: Option<Vec<u8>>,
+    /// Bytes of aux fields with content. They belong to no key, and RESTORE cannot bring them.
+    pub aux_bytes: u64,
+}
 
 /// What a whole snapshot holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +40,8 @@ pub struct RdbSummary {
     pub expires: u64,
     /// Number of function libraries.
     pub functions: u64,
-    /// Number of aux fields of other modules. A server without these modules does not load the file.
-    pub foreign_module_fields: u64,
+    /// What other modules have in it, by type.
+    pub modules: BTreeMap<u64, ModuleData>,
     /// Bytes of the largest key with its value.
     pub largest_key: u64,
     /// Length of the file.
@@ -56,7 +74,7 @@ pub fn verify(input: impl Read, progress: &mut dyn FnMut(u64, u64)) -> Result<Rd
             keys: 0,
             expires: 0,
             functions: 0,
-            foreign_module_fields: 0,
+            modules: BTreeMap::new(),
             largest_key: 0,
             bytes: 0,
             crc: Crc::Absent,
@@ -73,12 +91,18 @@ pub fn verify(input: impl Read, progress: &mut dyn FnMut(u64, u64)) -> Result<Rd
                 summary.expires += u64::from(key.expire_ms.is_some());
                 let size = (key.key.len() + key.value.len()) as u64;
                 summary.largest_key = summary.largest_key.max(size);
+                if key.type_byte == types::MODULE_2 {
+                    summary.take_module(key.value);
+                }
             }
             Event::Function { .. } => summary.functions += 1,
             Event::Eof { crc } => summary.crc = crc,
             other => {
-                let foreign = matches!(other, Event::ModuleAux { .. }) && !super::aux::is_ours(&other);
-                summary.foreign_module_fields += u64::from(foreign);
+                if let Event::ModuleAux { module_id, body, .. } = &other {
+                    if !super::aux::is_ours(&other) && has_content(body) {
+                        summary.modules.entry(*module_id).or_default().aux_bytes += body.len() as u64;
+                    }
+                }
                 summary.head.take(&other, offset)?;
             }
         }
@@ -91,4 +115,28 @@ pub fn verify(input: impl Read, progress: &mut dyn FnMut(u64, u64)) -> Result<Rd
     reader.expect_end()?;
     progress(summary.bytes, summary.keys);
     Ok(summary)
+}
+
+impl RdbSummary {
+    /// Notes a value of another module.
+    fn take_module(&mut self, value: &[u8]) {
+        let Some(id) = value_type(value) else { return };
+        let data = self.modules.entry(id).or_default();
+        data.keys += 1;
+        let smallest = data.sample.as_ref().map_or(SAMPLE_LIMIT, |s| s.len() - PAYLOAD_OVERHEAD);
+        if value.len() < smallest {
+            let mut payload = Vec::new();
+            restore_payload(types::MODULE_2, value, self.head.rdb_version, &mut payload);
+            data.sample = Some(payload);
+        }
+    }
+}
+
+/// Modules write numbers, such as a count of zero, also when they have nothing to say; names come as strings.
+fn has_content(body: &[u8]) -> bool {
+    Items::new(body).any(|item| match item {
+        Ok(Item::String(text)) => !text.is_empty(),
+        Ok(_) => false,
+        Err(_) => true,
+    })
 }

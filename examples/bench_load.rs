@@ -1,0 +1,167 @@
+//! Load generator of scripts/bench: SETs over many connections from one thread, cheap enough that on two cores the
+//! server's main thread is what limits.
+//!
+//! `bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS` prints one line of JSON: requests per second, and the median
+//! and 99th percentile of the time from a pipeline's send to its last reply, in milliseconds.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+/// What the server says to each SET.
+const REPLY: &[u8] = b"+OK\r\n";
+const DIGITS: usize = 12;
+const SILENT_MS: i32 = 60_000;
+
+struct Load {
+    requests: u64,
+    pipeline: u64,
+    keys: u64,
+    random: u64,
+}
+
+impl Load {
+    /// xorshift64: good enough to spread keys.
+    fn next_key(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % self.keys
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    /// One pipeline, in which only the digits of the keys change.
+    out: Vec<u8>,
+    /// Where the digits begin.
+    slots: Vec<usize>,
+    due: usize,
+    sent: Instant,
+}
+
+impl Client {
+    fn connect(port: u16, pipeline: u64, size: usize) -> io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        let (mut out, mut slots) = (Vec::new(), Vec::new());
+        for _ in 0..pipeline {
+            write!(out, "*3\r\n$3\r\nSET\r\n${}\r\nkey:", DIGITS + 4)?;
+            slots.push(out.len());
+            out.extend_from_slice(&[b'0'; DIGITS]);
+            write!(out, "\r\n${size}\r\n")?;
+            out.extend((0..size).map(|i| b'a' + u8::try_from(i % 26).unwrap_or(0)));
+            out.extend_from_slice(b"\r\n");
+        }
+        Ok(Self { stream, out, slots, due: 0, sent: Instant::now() })
+    }
+
+    /// Sends the next pipeline. Blocking: the server has answered everything before.
+    fn send(&mut self, load: &mut Load) -> io::Result<()> {
+        for at in &self.slots {
+            let mut key = load.next_key();
+            for digit in self.out.iter_mut().skip(*at).take(DIGITS).rev() {
+                *digit = b'0' + u8::try_from(key % 10).unwrap_or(0);
+                key /= 10;
+            }
+        }
+        self.due = self.slots.len() * REPLY.len();
+        self.sent = Instant::now();
+        self.stream.write_all(&self.out)
+    }
+
+    /// Reads what is there; whether the pipeline is answered.
+    fn hear(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        let n = self.stream.read(buf)?;
+        let heard = buf.get(..n).unwrap_or_default();
+        if n == 0 || n > self.due || heard.contains(&b'-') {
+            let text = String::from_utf8_lossy(heard).into_owned();
+            return Err(io::Error::other(format!("unexpected reply: {text:?}")));
+        }
+        self.due -= n;
+        Ok(self.due == 0)
+    }
+}
+
+fn ready(fd: &libc::c_int, events: &mut [libc::epoll_event]) -> io::Result<usize> {
+    let room = libc::c_int::try_from(events.len()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: `events` has room for as many events as are asked for.
+    let n = unsafe { libc::epoll_wait(*fd, events.as_mut_ptr(), room, SILENT_MS) };
+    match usize::try_from(n) {
+        Ok(0) => Err(io::Error::other("no reply for a minute")),
+        Ok(n) => Ok(n),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+fn run(args: &[u64]) -> io::Result<String> {
+    let [port, requests, clients, pipeline, size, keys] = *args else {
+        return Err(io::Error::other("usage: bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS"));
+    };
+    let port = u16::try_from(port).map_err(io::Error::other)?;
+    let size = usize::try_from(size).map_err(io::Error::other)?;
+    let mut load = Load { requests, pipeline, keys, random: 0x9e37_79b9_7f4a_7c15 };
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::epoll_create1(0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut all = Vec::new();
+    for id in 0..clients {
+        let client = Client::connect(port, pipeline, size)?;
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: id };
+        let socket = client.stream.as_raw_fd();
+        // SAFETY: both descriptors are open, and the event is read before the call returns.
+        if unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, socket, &raw mut event) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        all.push(client);
+    }
+    let mut times = Vec::with_capacity(usize::try_from(requests / pipeline.max(1)).unwrap_or(0) + 1);
+    let began = Instant::now();
+    let mut left = load.requests / load.pipeline;
+    let mut working = 0;
+    for client in &mut all {
+        if left > 0 {
+            client.send(&mut load)?;
+            (left, working) = (left - 1, working + 1);
+        }
+    }
+    let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; all.len()];
+    let mut buf = vec![0u8; 64 * 1024];
+    while working > 0 {
+        let n = ready(&fd, &mut events)?;
+        for event in events.iter().take(n) {
+            let id = usize::try_from(event.u64).unwrap_or(usize::MAX);
+            let Some(client) = all.get_mut(id) else { continue };
+            if !client.hear(&mut buf)? {
+                continue;
+            }
+            times.push(client.sent.elapsed());
+            if left > 0 {
+                client.send(&mut load)?;
+                left -= 1;
+            } else {
+                working -= 1;
+            }
+        }
+    }
+    let took = began.elapsed().as_secs_f64();
+    times.sort_unstable();
+    let at =
+        |percent: usize| times.get(times.len() * percent / 100).map_or(0.0, |t| t.as_secs_f64() * 1000.0);
+    let rps = (times.len() as u64 * load.pipeline) as f64 / took;
+    Ok(format!("{{\"rps\": {rps:.1}, \"p50\": {:.4}, \"p99\": {:.4}}}", at(50), at(99)))
+}
+
+fn main() {
+    let args: Vec<u64> = std::env::args().skip(1).map(|a| a.parse().unwrap_or(0)).collect();
+    match run(&args) {
+        Ok(line) => println!("{line}"),
+        Err(e) => {
+            eprintln!("bench_load: {e}");
+            std::process::exit(1);
+        }
+    }
+}
