@@ -65,6 +65,7 @@ pub(crate) fn last_op(frames: &[u8]) -> Result<OpId, FormatError> {
 
 /// Parts `frames` before `op`. An entry that holds ops of both sides becomes two: a replica frames what its master
 /// had written before a promotion and after it as it reads them.
+#[allow(clippy::type_complexity)]
 pub(crate) fn split_at(frames: &[u8], op: OpId) -> Result<(Cow<'_, [u8]>, Cow<'_, [u8]>), FormatError> {
     let mut at = 0;
     while let Some(rest) = frames.get(at..).filter(|r| !r.is_empty()) {

@@ -226,7 +226,11 @@ impl Session {
         }
         let (written, clock_ms) = (self.log.written(), now_ms());
         let lag_ms = self.shared.registry.lock().lag_ms(self.service_id, written, clock_ms);
-        let note = self.note.lock().clone();
+        let own = self.note.lock().clone();
+        let note = match self.shared.host.trouble() {
+            Some(trouble) if own.is_empty() => cut(trouble),
+            _ => own,
+        };
         send(writer, &Heartbeat { written, clock_ms, lag_ms, note })
     }
 

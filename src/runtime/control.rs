@@ -468,6 +468,7 @@ impl Control {
             self.start_endpoint();
             node.announce_where_due();
         }
+        node.gate_follows_log();
         node.publish();
     }
 
