@@ -313,7 +313,11 @@ impl Capture {
         node.warn("capture", "");
         self.node.after_attach();
         if node.mode() == Mode::Source {
-            node.set_doing("capturing", "");
+            if node.shared.ident.load().held {
+                node.set_rebasing();
+            } else {
+                node.set_doing("capturing", "");
+            }
             node.set_serving(None);
             node.let_clients_in();
         } else {
