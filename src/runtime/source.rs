@@ -415,7 +415,11 @@ impl Capture {
         node.attached.store(true, Ordering::Release);
         self.node.after_attach();
         if node.mode() == Mode::Source {
-            node.set_doing("capturing", "");
+            if node.shared.ident.load().held {
+                node.set_rebasing();
+            } else {
+                node.set_doing("capturing", "");
+            }
             node.set_serving(None);
             node.let_clients_in();
             node.announce_soon();
