@@ -185,7 +185,7 @@ impl Node {
                 }
             }
             node.warn("save", "");
-            node.remember(|s| s.loading = false);
+            node.remember(|s| s.copied = None);
             let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
             if let Some(mut conn) = node.connect_again() {
                 let _ = node.usable_rdb(&mut conn);
@@ -265,7 +265,11 @@ impl TargetHost for Target {
             i.lineage = meta.lineage.clone();
             i.held = true;
         });
-        node.remember(|s| s.full_syncs += 1);
+        node.remember(|s| {
+            s.full_syncs += 1;
+            s.loading = false;
+            s.copied = Some(meta.op_id);
+        });
         *node.consent.lock() = crate::link::Consent::None;
         log::info!("snapshot loaded: {keys} keys, op {}", meta.op_id);
         node.raise_fence();

@@ -100,7 +100,10 @@ impl Upkeep {
 
     /// Whether an RDB made now would say where it stands.
     fn can_save(node: &Node) -> bool {
-        if node.shared.loading_data.load(Ordering::Acquire) || node.state.get().loading {
+        if node.shared.loading_data.load(Ordering::Acquire)
+            || node.state.get().loading
+            || node.state.get().copied.is_some()
+        {
             return false;
         }
         match node.mode() {
