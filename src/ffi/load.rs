@@ -8,7 +8,7 @@ use std::sync::Arc;
 use redis_module::raw;
 
 use super::api::{api, Ctx, ERR, OK};
-use super::{aux, call, commands, events, filter, info, LOGGER, SHARED};
+use super::{aux, call, commands, events, filter, held, info, LOGGER, SHARED};
 use crate::config::{is_loopback, Config};
 use crate::local::Address;
 use crate::local::Secret;
@@ -69,6 +69,7 @@ fn try_load(ctx: Ctx, args: &[&[u8]]) -> Result<(), String> {
     api!(RedisModule_SetModuleOptions(ctx.0, options) else ());
     shared.table.store(Arc::new(command_table(ctx)));
     close_gate(ctx, &shared);
+    held::register(ctx);
     if !filter::register(ctx) {
         return Err("the command filter could not be registered".to_owned());
     }

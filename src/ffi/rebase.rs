@@ -49,6 +49,11 @@ pub fn rebase(ctx: Ctx, args: &[&[u8]]) -> c_int {
     }
 }
 
+/// The database that is selected, for the release of single keys.
+pub fn keyspace(ctx: Ctx, caps: ServerCaps) -> impl Keyspace {
+    Calls { ctx, caps, until: Instant::now() }
+}
+
 /// The selected database, by the server's commands.
 struct Calls {
     ctx: Ctx,

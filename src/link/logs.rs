@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn only_keep_alives_have_no_effect() {
+    fn keep_alives_and_messages_have_no_effect() {
         assert!(!has_effect(&[PING, SELECT, b"*1\r\n$4\r\nping\r\n"].concat()));
         assert!(!has_effect(b"*3\r\n$7\r\nPUBLISH\r\n$1\r\nc\r\n$1\r\nm\r\n"));
         assert!(has_effect(&[PING, SET].concat()));

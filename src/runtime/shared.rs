@@ -156,6 +156,8 @@ pub struct Shared {
     pub hold: AtomicBool,
     /// Whether this node is linked to a source.
     pub linked: AtomicBool,
+    /// While linked: the `maxmemory-policy` that the server has by its own configuration, where that is not `noeviction`.
+    pub policy: ArcSwapOption<String>,
     /// Replicas may not attach yet: a copy made now would not say where it stands, and the ops that are being
     /// applied from the log are none that a replica of a source may get.
     pub replicas_wait: AtomicBool,
@@ -271,6 +273,7 @@ impl Shared {
             replica_events_lost: AtomicBool::new(false),
             hold: AtomicBool::new(false),
             linked: AtomicBool::new(false),
+            policy: ArcSwapOption::empty(),
             replicas_wait: AtomicBool::new(false),
             is_replica: AtomicBool::new(false),
             link_dormant: AtomicBool::new(false),

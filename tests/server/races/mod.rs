@@ -5,6 +5,7 @@
 //! All cases run at once, each with keys of its own, so the table takes as long as its slowest key.
 
 mod cases;
+mod gone;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -177,12 +178,11 @@ fn outcome(data: &Data) -> Data {
         if !matches!(entry.expiry, Expiry::Never) {
             entry.expiry = Expiry::At(0);
         }
-        let timed = |element: &mut String| {
+        for element in &mut entry.content {
             if let Some((field, _)) = element.split_once(" expires ") {
                 *element = format!("{field} expires");
             }
-        };
-        entry.content.iter_mut().for_each(timed);
+        }
     }
     all
 }
