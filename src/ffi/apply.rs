@@ -7,7 +7,7 @@ use std::sync::Arc;
 use oplog_format::{encode_entry, EntryMeta, EntryRef};
 
 use super::api::Ctx;
-use super::internal::{is_from_master, is_own, is_replayed, refuse};
+use super::internal::{comes_too_late, is_from_master, is_own, is_replayed, refuse, TOO_LATE};
 use super::{call, shared, stage};
 use crate::apply::execute::{apply_entry, ApplyContext, Divergence, Executor};
 use crate::apply::wire::{self, LoadCommand};
@@ -68,6 +68,9 @@ pub fn apply(ctx: Ctx, args: &[&[u8]]) -> c_int {
         return refuse(ctx);
     }
     let Some(shared) = shared() else { return refuse(ctx) };
+    if comes_too_late(ctx) {
+        return ctx.reply_error(TOO_LATE);
+    }
     let entry = match wire::decode_apply(args) {
         Ok(entry) => entry,
         Err(e) => return ctx.reply_error(&format!("ERR {e}")),
@@ -146,6 +149,9 @@ pub fn load(ctx: Ctx, args: &[&[u8]]) -> c_int {
         return refuse(ctx);
     }
     let Some(shared) = shared() else { return refuse(ctx) };
+    if comes_too_late(ctx) {
+        return ctx.reply_error(TOO_LATE);
+    }
     let command = match wire::decode_load(args) {
         Ok(command) => command,
         Err(e) => return ctx.reply_error(&format!("ERR {e}")),

@@ -17,6 +17,7 @@ mod load;
 mod log;
 mod operator;
 mod rebase;
+mod shard;
 mod stage;
 mod wait;
 
