@@ -342,7 +342,8 @@ impl Loader<'_> {
             argv.push(count.as_bytes());
             argv.extend(command.iter().map(Vec::as_slice));
         }
-        self.send(&argv, IN_FLIGHT - 1)
+        // The server runs all that has arrived in one turn, and a run is long already.
+        self.send(&argv, 1)
     }
 
     /// Sends one command of the server, without waiting for its reply.

@@ -113,6 +113,7 @@ fn killed_half_way(version: Version, aof: bool) {
     let percent = wait_half_way(&target);
     target.kill9();
     target.start_again();
+    target.wait_status("clients are let in", |s| ["rebasing", "capturing"].contains(&s.state()));
     // Reads are right while the release goes on.
     assert_same(&wanted, &expiries(&target, version), version, "after the crash");
     wait_released(&target);
