@@ -16,6 +16,7 @@ mod expiries;
 mod faults;
 mod fence;
 mod fork;
+mod guard;
 mod harness_self;
 mod modules;
 mod operator;

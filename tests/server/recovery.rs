@@ -101,7 +101,7 @@ fn a_ttl_refreshed_in_the_log_only_survives_a_crash(version: Version) {
     source.settle();
     crate::harness::wait_applied(&target, source.status().op_id());
     // Both have them in their RDBs before they expire.
-    cmd!(target.client(), "SAVE").ok();
+    until("the target has saved", || cmd!(target.client(), "SAVE").error().is_none());
     assert!(cmd!(client, "DR.SNAPSHOT").error().is_none());
     assert!(begun.elapsed() < Duration::from_millis(SHORT_MS), "too slow to show anything");
     refresh(&mut client, fields);
