@@ -167,7 +167,7 @@ pub fn under_load(server: &Server, writers: usize, stop: impl FnOnce()) -> Vec<W
     })
 }
 
-fn count_of(server: &Server, key: &str) -> i64 {
+pub fn count_of(server: &Server, key: &str) -> i64 {
     let reply = cmd!(server.client(), "GET", key);
     if reply.is_nil() {
         return 0;
