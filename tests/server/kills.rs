@@ -15,7 +15,7 @@ fn kill_at_random(name: &str, kills: usize, seed: u64) {
     let target = Server::builder(version).arg("service-id", 1).source(&source).start();
     target.wait_state("streaming");
     let mut rng = Rng::new(seed);
-    let (mut lost, mut of_target) = (Vec::new(), 0);
+    let (mut lost, mut of_target, mut acknowledged) = (Vec::new(), 0, 0);
     for round in 0..kills {
         let victims = rng.below(3);
         let writers = under_load(&source, WRITERS, || {
@@ -34,6 +34,7 @@ fn kill_at_random(name: &str, kills: usize, seed: u64) {
         let killed = Instant::now();
         source.start_again();
         wait_open(&source);
+        source.wait_status("open to writes", |s| ["capturing", "rebasing"].contains(&s.state()));
         if victims == 2 {
             target.start_again();
         }
@@ -45,6 +46,7 @@ fn kill_at_random(name: &str, kills: usize, seed: u64) {
             let old = writer.acked.iter().rev().find(|a| killed.duration_since(a.1) > Duration::from_secs(1));
             let what = format!("{version}, seed {seed}, kill {round}, {}", writer.key);
             assert!(has >= old.map_or(0, |a| a.0), "{what}: {has} is left of {}", writer.last());
+            acknowledged += writer.acked.len() * 16;
             lost.push((writer.last() - has).max(0));
         }
     }
@@ -54,10 +56,11 @@ fn kill_at_random(name: &str, kills: usize, seed: u64) {
     let status = target.status();
     assert_eq!((status.full_syncs(), status.number("rebuilds")), (1, 0), "{version}: {:#}", status.0);
     assert!(status.list("orphans").is_empty(), "{version}: {:#}", status.0);
+    assert!(acknowledged > kills * 1000, "{version}: hardly any load");
     lost.sort_unstable();
     let at = |percent: usize| lost[(lost.len() - 1) * percent / 100];
     eprintln!(
-        "NOTE {version}: {kills} kills of the source, {of_target} of the target; acknowledged writes lost for each of \
+        "NOTE {version}: {kills} kills of the source, {of_target} of the target, {acknowledged} writes; acknowledged writes lost for each of \
          {WRITERS} writers at a kill: none in {} of {}, median {}, p90 {}, p99 {}, most {}",
         lost.iter().filter(|n| **n == 0).count(),
         lost.len(),
@@ -124,7 +127,7 @@ fn power_loss(name: &str, fsync: &str) {
 }
 
 /// Ends the last segment behind the entry that ends at or below `durable` last, as `oplogctl` finds it.
-fn cut_log(server: &Server, durable: u64) {
+pub fn cut_log(server: &Server, durable: u64) {
     let dir = server.dir().join("dr");
     let names = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path());
     let mut segments: Vec<_> =

@@ -28,6 +28,7 @@ mod recovery;
 mod replicas;
 mod sentinel;
 mod site;
+mod starts;
 mod targets;
 mod values;
 mod workload;

@@ -134,8 +134,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn run(server: &Server, key: &str) -> Writer {
-        let mut client = server.client();
+    fn run(mut client: Client, key: &str) -> Writer {
         let mut pipe = Pipe::new();
         (0..16).for_each(|_| {
             pipe.add(&["INCR", key]);
@@ -159,9 +158,11 @@ impl Writer {
 
 /// Writes with `writers` connections until `stop`, which ends the server, has returned.
 pub fn under_load(server: &Server, writers: usize, stop: impl FnOnce()) -> Vec<Writer> {
+    // Connected before the server may be gone.
+    let clients: Vec<Client> = (0..writers).map(|_| server.client()).collect();
     std::thread::scope(|scope| {
-        let running: Vec<_> =
-            (0..writers).map(|n| scope.spawn(move || Writer::run(server, &format!("writer {n}")))).collect();
+        let start = |(n, client)| scope.spawn(move || Writer::run(client, &format!("writer {n}")));
+        let running: Vec<_> = clients.into_iter().enumerate().map(start).collect();
         stop();
         running.into_iter().map(|w| w.join().unwrap()).collect()
     })
