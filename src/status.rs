@@ -74,6 +74,8 @@ pub struct OrphanView {
     pub last_time_ms: u64,
     /// Why they were cut off.
     pub reason: String,
+    /// Names of some of the keys that they write.
+    pub keys: Vec<String>,
     /// Where they are.
     pub path: String,
 }

@@ -17,7 +17,7 @@ pub fn list(dir: &Path, out: &mut impl Write) -> Result<bool, CtlError> {
         match orphan.info {
             Ok(i) => writeln!(
                 out,
-                "{} ops {} to {} ({} ops, {} bytes) written {} to {} cut {}: {}",
+                "{} ops {} to {} ({} ops, {} bytes) written {} to {} cut {}: {}; keys: {}",
                 i.id,
                 i.first_op,
                 i.last_op,
@@ -27,6 +27,7 @@ pub fn list(dir: &Path, out: &mut impl Write) -> Result<bool, CtlError> {
                 time::format(i.last_time_ms),
                 time::format(i.cut_ms),
                 i.reason,
+                i.keys.join(" "),
             )?,
             Err(damage) => {
                 good = false;

@@ -242,7 +242,12 @@ impl Session {
             _ => None,
         };
         // A target that could go on and wants a copy has met an op that fails there: a copy below would meet it again.
-        let at_least = may_stream.map_or(0, |from| from.saturating_sub(1));
+        // Of one that has forked, a copy below the fork point would make ops orphans that the source has.
+        let at_least = match relation {
+            Relation::Continue { from } => from.saturating_sub(1),
+            Relation::Forked { common, .. } => common,
+            _ => 0,
+        };
         loop {
             self.check()?;
             let want = match wanted.recv_timeout(TICK) {

@@ -181,6 +181,7 @@ impl Node {
             first_time_ms: o.first_time_ms,
             last_time_ms: o.last_time_ms,
             reason: o.reason,
+            keys: o.keys,
         };
         self.log.orphans().unwrap_or_default().into_iter().map(view).collect()
     }

@@ -118,6 +118,7 @@ impl Node {
         self.load_total.store(total, Ordering::Relaxed);
         self.stop_feed();
         self.shared.diverged.store(None);
+        self.warn("apply", "");
         self.shared.hold.store(true, Ordering::Release);
         self.close_for_loading(what);
         let mut conn = self.connect().map_err(|e| e.to_string())?;
@@ -257,6 +258,8 @@ impl TargetHost for Target {
             return Err("the snapshot is of another history than was announced".into());
         }
         node.check_modules(&summary.modules)?;
+        // Its log is about to be cut under it.
+        node.stop_feed();
         node.keep_as_orphans(&meta.lineage, meta.op_id, "the source's data replaced this node's")?;
         let keys = node.load_copy(&path, meta.op_id, &meta.lineage)?;
         node.log.reset(meta.lineage.clone(), meta.op_id + 1).map_err(|e| e.to_string())?;
@@ -325,6 +328,13 @@ impl TargetHost for Target {
         if node.shared.diverged.load().is_some() {
             return;
         }
+        let held = match state {
+            LinkState::Held { reason } => {
+                format!("this target is held and takes nothing from its source: {reason}")
+            }
+            _ => String::new(),
+        };
+        node.warn("held", held);
         match state {
             LinkState::Connecting => node.set_doing("connecting", ""),
             LinkState::Refused { reason } => node.set_doing("connecting", format!("refused: {reason}")),
