@@ -34,6 +34,8 @@ pub struct Config {
     pub service_id: u8,
     /// `host:port` of the DR endpoint; `None`: loopback, server port + 1000.
     pub endpoint: Option<String>,
+    /// `host:port` under which targets reach the DR endpoint, where that is not the address it listens on.
+    pub announce_endpoint: Option<String>,
     /// Endpoints of the source; empty: none.
     pub source: Vec<String>,
     /// File with the shared secret.
@@ -64,6 +66,7 @@ impl Default for Config {
             dir: PathBuf::from("dr"),
             service_id: 0,
             endpoint: None,
+            announce_endpoint: None,
             source: Vec::new(),
             secret_file: None,
             segment_size: 3 << 30,
@@ -101,8 +104,10 @@ pub enum ConfigError {
 }
 
 /// Names of all arguments, for messages.
-pub const NAMES: &str = "dir service-id endpoint source secret-file segment-size fsync retain-min-seconds \
-retain-max-bytes fork-tolerance timeout on-log-failure snapshot-log-size link-max-bytes-per-sec";
+pub const NAMES: &str =
+    "dir service-id endpoint announce-endpoint source secret-file segment-size fsync retain-min-seconds \
+retain-max-bytes fork-tolerance timeout on-log-failure snapshot-log-size \
+link-max-bytes-per-sec";
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,6 +169,9 @@ impl Config {
             }
             "endpoint" => {
                 self.endpoint = Some(host_port(value).ok_or_else(|| bad("host:port"))?);
+            }
+            "announce-endpoint" => {
+                self.announce_endpoint = Some(host_port(value).ok_or_else(|| bad("host:port"))?);
             }
             "source" => self.source = endpoints(value).ok_or_else(|| bad("host:port[,host:port...]"))?,
             "secret-file" if value.is_empty() => return Err(bad("a file")),

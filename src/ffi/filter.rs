@@ -1,11 +1,13 @@
 //! The command filter: replaces what a client may not do by a module command that answers it.
 
 use std::ffi::c_int;
+use std::sync::atomic::Ordering;
 
 use redis_module::raw;
 
 use super::api::{api, bytes, Ctx};
 use super::{guarded, shared};
+use crate::capture::attach::TAP_PSYNC;
 use crate::runtime::gate::{GateMode, Verdict};
 
 /// Registers the filter. The module's own calls bypass it.
@@ -29,7 +31,12 @@ extern "C" fn on_command(fctx: *mut raw::RedisModuleCommandFilterCtx) {
         let argc = api!(RedisModule_CommandFilterArgsCount(fctx) else 0);
         let name = arg(0);
         let sub = (argc > 1).then(|| arg(1));
-        let instead: &[u8] = match shared.table.load().verdict(mode, name, sub) {
+        let waits = shared.replicas_wait.load(Ordering::Acquire) && is_replicas(name);
+        let verdict = match waits {
+            true => Verdict::Refuse,
+            false => shared.table.load().verdict(mode, name, sub),
+        };
+        let instead: &[u8] = match verdict {
             Verdict::Pass => return,
             Verdict::Refuse => b"DR._REFUSED",
             Verdict::TrueTtl => b"DR._TTL",
@@ -41,6 +48,11 @@ extern "C" fn on_command(fctx: *mut raw::RedisModuleCommandFilterCtx) {
             api!(RedisModule_CommandFilterArgInsert(fctx, 0, text) else ERR_UNUSED);
         }
     });
+}
+
+/// Whether a replica asks for the stream; the tap does it in a spelling of its own. Replicas ask again after LOADING.
+fn is_replicas(name: &[u8]) -> bool {
+    name != TAP_PSYNC && (name.eq_ignore_ascii_case(b"psync") || name.eq_ignore_ascii_case(b"sync"))
 }
 
 const ERR_UNUSED: c_int = 1;

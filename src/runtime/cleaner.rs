@@ -14,6 +14,11 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How often the server's own RDB is looked at.
 const LOOK_AT_RDB: Duration = Duration::from_secs(5);
 
+/// What a rewrite without the RDB's field costs.
+const AOF_LOSES: &str =
+    "aof-use-rdb-preamble is no: an AOF that is rewritten now does not say which ops it holds, \
+     and the module refuses to load at the next start; set it to yes";
+
 /// Body of the thread `dr-cleaner`.
 pub fn run(node: &Arc<Node>) {
     let mut forecast = Forecast::default();
@@ -36,6 +41,9 @@ pub fn run(node: &Arc<Node>) {
 fn look_at_rdb(node: &Arc<Node>) {
     if let Ok(mut conn) = node.connect() {
         let _ = node.usable_rdb(&mut conn);
+        let mut is = |name: &str, value: &str| matches!(conn.config_get(name), Ok(Some(v)) if v == value);
+        let lost = is("appendonly", "yes") && is("aof-use-rdb-preamble", "no");
+        node.warn("aof", if lost { AOF_LOSES } else { "" });
     }
 }
 

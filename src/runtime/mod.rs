@@ -13,6 +13,7 @@ mod linked;
 mod node;
 mod rebase;
 mod replica;
+mod shard;
 pub mod shared;
 mod snapshots;
 mod source;

@@ -92,6 +92,8 @@ pub struct Node {
     pub load_keys: AtomicU64,
     /// Copies loaded by the server that the controller has taken in.
     pub loads_seen: AtomicU64,
+    /// The replicas are to be told what this node is.
+    pub announce_due: AtomicBool,
     /// Whether a tap is attached, or about to be again.
     pub attached: AtomicBool,
     /// One BGSAVE at a time.
@@ -183,6 +185,7 @@ impl Node {
             load_total: AtomicU64::new(0),
             load_keys: AtomicU64::new(0),
             loads_seen: AtomicU64::new(0),
+            announce_due: AtomicBool::new(false),
             attached: AtomicBool::new(false),
             saving: Mutex::new(()),
             capture: Mutex::default(),

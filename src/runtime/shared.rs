@@ -34,7 +34,8 @@ pub struct Ident {
     pub base: i64,
     /// Histories up to now.
     pub lineage: Lineage,
-    /// Where this shard's DR endpoints are.
+    /// Source: where its DR endpoint is, `:port` where only its replicas know the host. Target: the endpoints of
+    /// its link.
     pub endpoints: Vec<String>,
     /// Whether keys may carry expiries that are held.
     pub held: bool,
@@ -87,7 +88,7 @@ pub enum Request {
 }
 
 /// What a replica of a target learns by replication, for its own log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum ReplicaEvent {
     /// An entry that was applied.
     Frame(Vec<u8>),
@@ -114,6 +115,8 @@ pub enum ReplicaEvent {
         /// Its first op.
         first_op: OpId,
     },
+    /// Everything queued before is in the log once this is taken out.
+    Barrier(Sender<()>),
 }
 
 /// Shared by everything in the process.
@@ -153,8 +156,15 @@ pub struct Shared {
     pub hold: AtomicBool,
     /// Whether this node is linked to a source.
     pub linked: AtomicBool,
+    /// Replicas may not attach yet: a copy made now would not say where it stands, and the ops that are being
+    /// applied from the log are none that a replica of a source may get.
+    pub replicas_wait: AtomicBool,
     /// Whether the server is a replica, as its last event said.
     pub is_replica: AtomicBool,
+    /// Replica: its master is linked to a source, so that a promotion has to put the fence up at once.
+    pub link_dormant: AtomicBool,
+    /// Replica: what its master has said of itself last.
+    pub master_word: ArcSwapOption<AuxContent>,
     /// Written at a clean stop by the main thread; the controller has prepared where.
     pub clean_stop_path: ArcSwapOption<std::path::PathBuf>,
     /// Where the apply stopped and why.
@@ -165,12 +175,14 @@ pub struct Shared {
     pub written: AtomicU64,
     /// As `written`.
     pub durable: AtomicU64,
-    /// Expiry that the rebase has still to release; for the status.
+    /// Expiries that the rebase has released so far; for the status.
     pub released: AtomicI64,
     /// Server version as 0x00MMmmpp.
     pub version: AtomicU64,
     /// Whether the server is Valkey.
     pub valkey: AtomicBool,
+    /// Where a server that stops, and does not wait for its replicas by itself, ends its stream; 0: it does not stop.
+    pub stop_at: AtomicU64,
     /// Set when the module is to stop its threads.
     pub stopping: AtomicBool,
     /// How the log's disk does.
@@ -259,7 +271,10 @@ impl Shared {
             replica_events_lost: AtomicBool::new(false),
             hold: AtomicBool::new(false),
             linked: AtomicBool::new(false),
+            replicas_wait: AtomicBool::new(false),
             is_replica: AtomicBool::new(false),
+            link_dormant: AtomicBool::new(false),
+            master_word: ArcSwapOption::empty(),
             clean_stop_path: ArcSwapOption::empty(),
             diverged: ArcSwapOption::empty(),
             status: ArcSwap::from_pointee(status),
@@ -268,6 +283,7 @@ impl Shared {
             released: AtomicI64::new(0),
             version: AtomicU64::new(0),
             valkey: AtomicBool::new(false),
+            stop_at: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             disk: Disk::default(),
         })

@@ -172,19 +172,20 @@ impl Node {
         }
     }
 
-    /// The newest snapshot that the log reaches, or a new one.
+    /// The newest snapshot that the log reaches, or a new one where that is below `at_least`.
     ///
     /// # Errors
     /// In words.
     pub fn snapshot_for_target(
         &self,
+        at_least: OpId,
         stop: &AtomicBool,
         progress: &mut dyn FnMut(&str),
     ) -> Result<Snapshot, String> {
         let _one_at_a_time = self.saving.lock();
         let mut conn = self.connect().map_err(|e| e.to_string())?;
         let found = self.usable_rdb(&mut conn).map_err(|e| e.to_string())?;
-        let rdb = match found {
+        let rdb = match found.filter(|r| r.op_id >= at_least) {
             Some(rdb) => rdb,
             None => {
                 self.save(stop, progress)?;

@@ -31,6 +31,11 @@ pub const FENCED: &str = "READONLY this server is linked to";
 /// The node as the link's client sees it.
 pub struct Target(pub Arc<Node>);
 
+/// How often the progress of a replay is published.
+const PROGRESS: Duration = Duration::from_millis(50);
+/// How often it is logged.
+const TELL: Duration = Duration::from_secs(5);
+
 impl Target {
     fn staging(&self) -> PathBuf {
         self.0.dir.join("staging.rdb")
@@ -82,32 +87,46 @@ impl Node {
         }
     }
 
-    /// Replaces the dataset by an RDB and the log's start by its position.
+    /// Replaces the dataset by a source's RDB.
     ///
     /// # Errors
-    /// In words; the dataset is then not whole, and that is remembered.
-    pub fn load_rdb(
+    /// In words; the dataset is then not whole, and that is remembered: the next start takes another copy.
+    fn load_copy(
         self: &Arc<Self>,
         path: &std::path::Path,
         op_id: OpId,
         lineage: &Lineage,
     ) -> Result<u64, String> {
+        self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
+        self.load_rdb(path, op_id, lineage, "a snapshot of the source is being loaded")
+    }
+
+    /// Replaces the dataset by what an RDB holds, with expiries held.
+    ///
+    /// # Errors
+    /// In words; the dataset is then not whole.
+    pub fn load_rdb(
+        self: &Arc<Self>,
+        path: &std::path::Path,
+        op_id: OpId,
+        lineage: &Lineage,
+        what: &str,
+    ) -> Result<u64, String> {
         let total = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.len();
         self.load_bytes.store(0, Ordering::Relaxed);
         self.load_keys.store(0, Ordering::Relaxed);
         self.load_total.store(total, Ordering::Relaxed);
-        self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
         self.stop_feed();
         self.shared.diverged.store(None);
         self.shared.hold.store(true, Ordering::Release);
-        self.close_for_loading("a snapshot of the source is being loaded");
+        self.close_for_loading(what);
         let mut conn = self.connect().map_err(|e| e.to_string())?;
         let plan = LoadPlan { path, op_id, lineage, only_before: None };
         let done = load(&plan, &mut conn, &self.shared.stopping, &mut |p| {
             self.load_bytes.store(p.bytes, Ordering::Relaxed);
             self.load_keys.store(p.keys, Ordering::Relaxed);
         })
-        .map_err(|e| format!("loading the snapshot: {e}"))?;
+        .map_err(|e| format!("loading {}: {e}", path.display()))?;
         Ok(done.keys)
     }
 
@@ -239,7 +258,7 @@ impl TargetHost for Target {
         }
         node.check_modules(&summary.modules)?;
         node.keep_as_orphans(&meta.lineage, meta.op_id, "the source's data replaced this node's")?;
-        let keys = node.load_rdb(&path, meta.op_id, &meta.lineage)?;
+        let keys = node.load_copy(&path, meta.op_id, &meta.lineage)?;
         node.log.reset(meta.lineage.clone(), meta.op_id + 1).map_err(|e| e.to_string())?;
         node.set_ident(|i| {
             i.mode = Mode::Target;
@@ -394,13 +413,17 @@ impl Node {
             return Ok(false);
         }
         self.cut_log(op)?;
-        self.load_rdb(&rdb.path, rdb.op_id, &rdb.lineage)?;
+        if conn.config_get("appendonly").map_err(|e| e.to_string())?.as_deref() == Some("yes") {
+            // Killed in between, the AOF holds half of it. The RDB does not: a start from it does the same again.
+            self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
+        }
+        self.load_rdb(&rdb.path, rdb.op_id, &rdb.lineage, "the own RDB is being loaded for a rebuild")?;
         self.set_ident(|i| {
             i.mode = Mode::Target;
             i.lineage = self.log.lineage();
             i.held = true;
         });
-        self.apply_until(op)?;
+        self.apply_until(op, None)?;
         self.remember(|s| {
             s.rebuilds += 1;
             s.loading = false;
@@ -418,11 +441,12 @@ impl Node {
         Ok(())
     }
 
-    /// Applies what the log has up to `op`, and waits for it.
+    /// Applies what the log has up to `op`, and waits for it. False where that takes longer than until `deadline_ms`
+    /// (wall clock: it is about expiries).
     ///
     /// # Errors
     /// In words.
-    pub fn apply_until(self: &Arc<Self>, op: OpId) -> Result<(), String> {
+    pub fn apply_until(self: &Arc<Self>, op: OpId, deadline_ms: Option<i64>) -> Result<bool, String> {
         let addr = self.server.address.clone()?;
         let from = self.shared.applied.load(Ordering::Acquire);
         let config = FeedConfig {
@@ -433,19 +457,39 @@ impl Node {
         };
         let (tx, rx) = crossbeam_channel::bounded(1);
         let feed = Feed::start(config, move |end| drop(tx.send(end))).map_err(|e| e.to_string())?;
+        let late = || deadline_ms.is_some_and(|d| super::now_ms() >= d);
+        let (begun, mut told) = (Instant::now(), Instant::now());
         loop {
-            match rx.recv_timeout(std::time::Duration::from_millis(100)) {
+            match rx.recv_timeout(PROGRESS) {
                 Ok(FeedEnd::Reached) => {
                     self.progress.store(100, Ordering::Relaxed);
-                    return Ok(());
+                    log::info!(
+                        "{} bytes of ops applied from the own log in {} ms",
+                        op.saturating_sub(from),
+                        begun.elapsed().as_millis()
+                    );
+                    return Ok(!late());
                 }
                 Ok(FeedEnd::Stopped) => return Err("stopped".into()),
                 Ok(FeedEnd::Diverged(why) | FeedEnd::Failed(why)) => return Err(why),
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
-                    let done = feed.applied().saturating_sub(from) * 100;
-                    self.progress.store(done / op.saturating_sub(from).max(1), Ordering::Relaxed);
+                    let at = feed.applied();
+                    let percent = at.saturating_sub(from) * 100 / op.saturating_sub(from).max(1);
+                    self.progress.store(percent.min(99), Ordering::Relaxed);
+                    // At a start the controller, which publishes otherwise, waits here.
+                    self.publish();
+                    if told.elapsed() > TELL {
+                        told = Instant::now();
+                        log::info!("applying the own log: op {at} of {op}, {percent} %");
+                    }
+                    if late() {
+                        return Ok(false);
+                    }
                     if self.stopping() {
                         return Err("stopped".into());
+                    }
+                    if self.is_replica() {
+                        return Err("the server has become a replica".into());
                     }
                 }
                 Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {

@@ -37,6 +37,27 @@ impl Log {
         begun.or_else(|e| self.poison(e))
     }
 
+    /// Notes where histories really begin: what this log holds was written under `lineage`, by the node that this
+    /// one has copied it from.
+    ///
+    /// # Errors
+    /// The file system's, after which the log is poisoned.
+    pub fn adopt_lineage(&self, lineage: Lineage) -> Result<(), StoreError> {
+        let mut shelf = self.shelf.lock();
+        self.check()?;
+        if shelf.manifest.lineage == lineage {
+            return Ok(());
+        }
+        let manifest = Manifest { lineage, ..shelf.manifest.clone() };
+        if let Err(e) = self.save_manifest(&manifest) {
+            drop(shelf);
+            return self.poison(e);
+        }
+        self.lineage.store(Arc::new(manifest.lineage.clone()));
+        shelf.manifest = manifest;
+        Ok(())
+    }
+
     /// Whether the current segment takes entries of `history`.
     fn goes_on(&self, writer: &Writer, history: History) -> bool {
         let newest = self.lineage.load().current().is_some_and(|c| c.history == history);

@@ -312,7 +312,7 @@ impl Server {
         self.dir.join("server.sock")
     }
 
-    fn try_client(&self) -> std::io::Result<Client> {
+    pub(super) fn try_client(&self) -> std::io::Result<Client> {
         let spec = self.spec.lock().unwrap();
         let place = if spec.tcp { Place::Tcp(self.addr()) } else { Place::Unix(self.socket()) };
         let password = spec.password.clone();

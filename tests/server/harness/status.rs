@@ -86,7 +86,7 @@ impl Status {
 impl Server {
     /// DR.STATUS now; `None` when the server cannot answer it now (down, loading).
     pub fn try_status(&self) -> Option<Status> {
-        let reply = self.is_alive().then(|| self.client().try_call(&["DR.STATUS", "JSON"]).ok())??;
+        let reply = self.is_alive().then(|| self.try_client()?.try_call(&["DR.STATUS", "JSON"]))?.ok()?;
         if reply.error().is_some() {
             return None;
         }
