@@ -49,7 +49,7 @@ fn heal(fs: &Arc<MemFs>, log: &Arc<Log>, gap: bool, before: &Model, after: &Mode
     let next = log.written() + if gap { 1000 } else { 1 };
     let current = log.lineage().current().or(after.lineage.current()).unwrap().history;
     fs.record();
-    let revived = if !gap && next % 2 == 0 && log.poisoned().is_some() && !log.lineage().is_empty() {
+    let revived = if !gap && next.is_multiple_of(2) && log.poisoned().is_some() && !log.lineage().is_empty() {
         log.resume()
     } else {
         log.revive(if gap { history(77) } else { current }, next)
