@@ -220,6 +220,9 @@ impl Log {
         first_op: OpId,
     ) -> Result<(), StoreError> {
         if let Some(op) = shelf.manifest.cut {
+            // The manifest that forgets the cut may have reached the disk, though its save failed: what follows
+            // shortens a segment before it writes the rest anew, so the cut has to be known again first.
+            self.save_manifest(&shelf.manifest)?;
             self.finish_cut(shelf, writer, op)?;
         }
         let next = self.written() + 1;
