@@ -80,12 +80,12 @@ fn a_source_outlasts_its_full_disk(v: Version) {
 
     disk.fill(ALMOST_FULL);
     let longest = write(&mut client, 45, "while it is full");
-    assert!(longest < secs(2), "a batch took {longest:?}");
+    assert!(longest < secs(5), "a batch took {longest:?}");
     let status = source
         .wait_status("failed", |s| s.state() == "failed" && s.text("state_reason").contains("above a gap"));
     assert!(status.text("state_reason").contains("No space left on device"), "{:#}", status.0);
     assert!(status.list("warnings").iter().any(|w| w.as_str().unwrap().contains("No space left")));
-    assert!(status.number("disk_free_bytes") < ALMOST_FULL * 2);
+    assert!(status.number("disk_free_bytes") < 8 << 20);
     assert_eq!(source.info_field("redisdr", "redisdr_state"), "failed");
     target.wait_status("told by its source", |s| s.text("link/source_note").contains("No space left"));
     assert_eq!(lines(&source, "the log has failed"), 1, "{}", source.log());

@@ -94,7 +94,7 @@ fn a_disk_that_hangs_ends_in_a_gap_and_not_in_a_stall() {
     let mut client = source.client();
     disk.set("write_ms=600000");
     let longest = write(&mut client, 100, "while it hangs");
-    assert!(longest < secs(3), "a batch took {longest:?}");
+    assert!(longest < secs(5), "a batch took {longest:?}");
     let status = source.status();
     let (queued, max) = (status.number("queue_bytes"), status.number("queue_max_bytes"));
     assert_eq!(max, 64 << 20);
