@@ -54,6 +54,8 @@ pub struct Config {
     pub timeout: Duration,
     /// What a failed log means for client writes.
     pub on_log_failure: OnLogFailure,
+    /// A node whose log has grown by this many bytes above its newest snapshot makes one; 0: never by itself.
+    pub snapshot_log_size: u64,
     /// Bytes a second that the endpoint sends to one target; 0: no limit.
     pub link_max_bytes_per_sec: u64,
 }
@@ -74,6 +76,7 @@ impl Default for Config {
             fork_tolerance: Duration::from_secs(10),
             timeout: Duration::from_secs(10),
             on_log_failure: OnLogFailure::Serve,
+            snapshot_log_size: 4 << 30,
             link_max_bytes_per_sec: 0,
         }
     }
@@ -103,7 +106,8 @@ pub enum ConfigError {
 /// Names of all arguments, for messages.
 pub const NAMES: &str =
     "dir service-id endpoint announce-endpoint source secret-file segment-size fsync retain-min-seconds \
-retain-max-bytes fork-tolerance timeout on-log-failure link-max-bytes-per-sec";
+retain-max-bytes fork-tolerance timeout on-log-failure snapshot-log-size \
+link-max-bytes-per-sec";
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -203,6 +207,11 @@ impl Config {
                     _ => return Err(bad("serve or deny-writes")),
                 };
             }
+            "snapshot-log-size" => {
+                self.snapshot_log_size = size(value)
+                    .filter(|n| *n == 0 || *n >= MIN_SEGMENT)
+                    .ok_or_else(|| bad("a size of at least 64kb, such as 4gb, or 0"))?;
+            }
             "link-max-bytes-per-sec" => {
                 self.link_max_bytes_per_sec = size(value).ok_or_else(|| bad("a size, such as 50mb, or 0"))?;
             }
@@ -300,13 +309,15 @@ mod tests {
             "30",
             "on-log-failure",
             "deny-writes",
+            "snapshot-log-size",
+            "1gb",
             "link-max-bytes-per-sec",
             "5mb",
         ])
         .unwrap();
         assert_eq!(c.source, ["a:1", "b.example:2"]);
         assert_eq!((c.service_id, c.segment_size, c.fsync), (15, 1 << 20, Fsync::Always));
-        assert_eq!(c.on_log_failure, OnLogFailure::DenyWrites);
+        assert_eq!((c.on_log_failure, c.snapshot_log_size), (OnLogFailure::DenyWrites, 1 << 30));
     }
 
     #[test]
@@ -333,6 +344,9 @@ mod tests {
             ("retain-max-bytes", "10xb"),
             ("dir", ""),
             ("on-log-failure", "panic"),
+            ("on-log-failure", ""),
+            ("snapshot-log-size", "1kb"),
+            ("snapshot-log-size", "much"),
         ] {
             assert!(value(name, v), "{name} {v}: {:?}", parse(&[name, v]));
         }

@@ -36,6 +36,8 @@ const PART_BYTES: usize = 256 * 1024;
 const AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 /// Commands of the server in one command of ours.
 const BATCH_COMMANDS: usize = 256;
+/// Their arguments, above which a command comes alone: each costs about as much as an element.
+const BATCH_ARGS: usize = 2048;
 /// How often it is asked whether a string is complete.
 const ASK: std::time::Duration = std::time::Duration::from_millis(2);
 /// Commands in flight.
@@ -142,11 +144,12 @@ struct Loader<'a> {
     progress: LoadProgress,
 }
 
-/// Commands that go together, with their number of bytes.
+/// Commands that go together, with their number of bytes and arguments.
 #[derive(Default)]
 struct Run {
     commands: Vec<Command>,
     bytes: usize,
+    args: usize,
 }
 
 /// Loads the file. The server's dataset is then what the file holds, at `plan.op_id`.
@@ -238,11 +241,13 @@ impl Loader<'_> {
         while let Some(command) = commands.next() {
             let command = command?;
             let bytes = command.iter().map(Vec::len).sum::<usize>();
-            if run.commands.len() >= BATCH_COMMANDS || run.bytes + bytes > BATCH_BYTES {
+            let full = run.args + command.len() > BATCH_ARGS || run.bytes + bytes > BATCH_BYTES;
+            if full || run.commands.len() >= BATCH_COMMANDS {
                 self.run(&db, &mut run)?;
                 self.at(commands.offset() + if in_memory { key.value_at } else { 0 })?;
             }
             run.bytes += bytes;
+            run.args += command.len();
             run.commands.push(command);
         }
         self.run(&db, &mut run)?;
@@ -337,7 +342,8 @@ impl Loader<'_> {
             argv.push(count.as_bytes());
             argv.extend(command.iter().map(Vec::as_slice));
         }
-        self.send(&argv, IN_FLIGHT - 1)
+        // The server runs all that has arrived in one turn, and a run is long already.
+        self.send(&argv, 1)
     }
 
     /// Sends one command of the server, without waiting for its reply.

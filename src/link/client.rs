@@ -98,6 +98,8 @@ pub trait TargetHost: Send + Sync + 'static {
     /// # Errors
     /// Why it cannot be.
     fn begin_snapshot(&self, meta: &SnapshotMeta) -> Result<File, String>;
+    /// What was begun does not come to its end: the file may go.
+    fn drop_snapshot(&self) {}
     /// How far it is.
     fn snapshot_progress(&self, _received: u64, _total: u64) {}
     /// All bytes are in `file`: verify them, load them, and reset the log to the op of the snapshot. Blocks
@@ -193,6 +195,8 @@ pub struct LinkStatus {
     pub lag_bytes: u64,
     /// How long the next op has waited, told by the source; grows while nothing is heard from it.
     pub lag_ms: u64,
+    /// What the source said of itself last.
+    pub source_note: String,
     /// Why the connection before this one ended.
     pub last_error: String,
     /// When the source was heard last, in milliseconds ago; `None` before the first time.
@@ -210,6 +214,7 @@ struct View {
     written: OpId,
     lag_ms: u64,
     heard: Option<Instant>,
+    note: String,
     last_error: String,
     attempts: u32,
 }
@@ -246,6 +251,7 @@ impl Inner {
         view.heard = Some(Instant::now());
         view.written = view.written.max(beat.written);
         view.lag_ms = beat.lag_ms;
+        view.note.clone_from(&beat.note);
     }
 
     pub(crate) fn source_is(&self, identity: &NodeIdentity, written: Option<OpId>) {
@@ -342,6 +348,7 @@ impl Client {
                 written: 0,
                 lag_ms: 0,
                 heard: None,
+                note: String::new(),
                 last_error: String::new(),
                 attempts: 0,
             }),
@@ -479,7 +486,7 @@ impl Plan {
         if is_slow(error) {
             return wait;
         }
-        if self.next % config.endpoints.len().max(1) != 0 {
+        if !self.next.is_multiple_of(config.endpoints.len().max(1)) {
             return config.backoff_min / 2;
         }
         let longest = if std::mem::take(&mut self.alive) { FAILOVER_WAIT } else { config.backoff_max };
@@ -569,6 +576,7 @@ impl ClientHandle {
             applied_op_id: applied,
             lag_bytes: view.written.saturating_sub(applied),
             lag_ms,
+            source_note: view.note.clone(),
             last_error: view.last_error.clone(),
             heard_ms_ago: ago,
             attempts: view.attempts,

@@ -77,6 +77,10 @@ pub trait SourceHost: Send + Sync + 'static {
     fn registry_changed(&self, _registered: &[Registered]) {}
     /// A target was refused for a reason that lasts.
     fn refused(&self, _peer: &str, _reason: &str) {}
+    /// What is wrong here and concerns targets: they show it.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
     /// An ack came in: DR.WAIT may be satisfied.
     fn acked(&self) {}
     /// A thread of the endpoint has panicked.

@@ -65,6 +65,7 @@ pub(crate) fn last_op(frames: &[u8]) -> Result<OpId, FormatError> {
 
 /// Parts `frames` before `op`. An entry that holds ops of both sides becomes two: a replica frames what its master
 /// had written before a promotion and after it as it reads them.
+#[allow(clippy::type_complexity)]
 pub(crate) fn split_at(frames: &[u8], op: OpId) -> Result<(Cow<'_, [u8]>, Cow<'_, [u8]>), FormatError> {
     let mut at = 0;
     while let Some(rest) = frames.get(at..).filter(|r| !r.is_empty()) {
@@ -190,24 +191,7 @@ pub(crate) fn open_at(log: &Arc<Log>, from: OpId) -> Result<Opened, ReadError> {
 /// `frames` with the first entry cut to its ops from `from` on.
 fn rest_of(frames: &[u8], from: OpId) -> Option<Vec<u8>> {
     let Ok(Decoded::Entry(entry)) = decode_entry(frames) else { return None };
-    let cut = usize::try_from(from.checked_sub(entry.header.first_op())?).ok()?;
-    let mut args = Vec::new();
-    let (mut at, mut db, mut before) = (0, entry.header.meta.db, 0);
-    while at < cut {
-        let op = entry.payload.get(at..)?;
-        let Ok(OpScan::Complete { len }) = parse_op(op, &mut args) else { return None };
-        if let [name, arg] = args.as_slice() {
-            if name.of(op).eq_ignore_ascii_case(b"select") {
-                db = std::str::from_utf8(arg.of(op)).ok()?.parse().ok()?;
-            }
-        }
-        at += len;
-        before += 1;
-    }
-    let payload = entry.payload.get(at..).filter(|p| at == cut && !p.is_empty())?;
-    let op_count = entry.header.meta.op_count.checked_sub(before)?;
-    let mut out = Vec::new();
-    encode_entry(&EntryMeta { db, op_count, ..entry.header.meta }, payload, &mut out).ok()?;
+    let mut out = split_after(&entry, from.checked_sub(1)?).ok()??;
     out.extend_from_slice(frames.get(entry.frame.len()..)?);
     Some(out)
 }

@@ -226,7 +226,11 @@ impl Session {
         }
         let (written, clock_ms) = (self.log.written(), now_ms());
         let lag_ms = self.shared.registry.lock().lag_ms(self.service_id, written, clock_ms);
-        let note = self.note.lock().clone();
+        let own = self.note.lock().clone();
+        let note = match self.shared.host.trouble() {
+            Some(trouble) if own.is_empty() => cut(trouble),
+            _ => own,
+        };
         send(writer, &Heartbeat { written, clock_ms, lag_ms, note })
     }
 
@@ -238,7 +242,12 @@ impl Session {
             _ => None,
         };
         // A target that could go on and wants a copy has met an op that fails there: a copy below would meet it again.
-        let at_least = may_stream.map_or(0, |from| from.saturating_sub(1));
+        // Of one that has forked, a copy below the fork point would make ops orphans that the source has.
+        let at_least = match relation {
+            Relation::Continue { from } => from.saturating_sub(1),
+            Relation::Forked { common, .. } => common,
+            _ => 0,
+        };
         loop {
             self.check()?;
             let want = match wanted.recv_timeout(TICK) {

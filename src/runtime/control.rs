@@ -253,6 +253,8 @@ impl Control {
         node.set_ident(|i| i.lineage = node.log.lineage());
         node.shared.replicas_wait.store(false, Ordering::Release);
         if node.state.get().loading {
+            // Whatever the server has loaded, what comes next is the copy.
+            node.shared.applied_known.store(false, Ordering::Release);
             node.close_for_loading("a snapshot was not loaded completely and will be taken anew");
         } else {
             node.raise_fence();
@@ -468,6 +470,7 @@ impl Control {
             self.start_endpoint();
             node.announce_where_due();
         }
+        node.gate_follows_log();
         node.publish();
     }
 

@@ -199,6 +199,7 @@ impl Node {
             s.rebasing = true;
         };
         self.state.change(state).map_err(|e| format!("the cut cannot be remembered: {e}"))?;
+        self.warn("held", "");
         self.apply_rest();
         self.stop_feed();
         let applied = self.shared.applied.load(Ordering::Acquire);
@@ -249,6 +250,7 @@ impl Node {
         *self.consent.lock() = Consent::Resync;
         self.shared.diverged.store(None);
         self.warn("apply", "");
+        self.warn("held", "");
         if let Some(client) = self.client.lock().take() {
             client.stop();
         }

@@ -7,6 +7,7 @@
 mod boot;
 mod cleaner;
 mod control;
+mod forecast;
 pub mod gate;
 mod linked;
 mod node;
@@ -19,6 +20,7 @@ mod source;
 mod state;
 mod status;
 mod target;
+mod upkeep;
 mod waits;
 mod writer;
 

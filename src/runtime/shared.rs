@@ -2,7 +2,8 @@
 //! over I/O.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::Sender;
@@ -186,6 +187,53 @@ pub struct Shared {
     pub stop_at: AtomicU64,
     /// Set when the module is to stop its threads.
     pub stopping: AtomicBool,
+    /// How the log's disk does.
+    pub disk: Disk,
+}
+
+/// How the log's disk does: written by the threads that use it, read by those that tell of it.
+#[derive(Default)]
+pub struct Disk {
+    /// Why nothing reaches the log now; `None` while it works.
+    pub failed: ArcSwapOption<String>,
+    /// Since when, in milliseconds of [`Self::now_ms`].
+    pub failed_since: AtomicU64,
+    /// While failed: ops did not find room in memory any more and are lost to the log.
+    pub lost: AtomicBool,
+    /// While failed: bytes that the disk should have free before the log goes on.
+    pub need: AtomicU64,
+    /// While failed for lack of room: the log itself may go, so that there is some. A snapshot holds what is up to
+    /// this op; 0: it may not.
+    pub give_up: AtomicU64,
+    /// A file holds a little room for manifest and state. Without it the log leaves as much.
+    pub reserved: AtomicBool,
+    /// An append is under way since then; 0: none is.
+    pub append_since: AtomicU64,
+    /// As `append_since`, a sync.
+    pub sync_since: AtomicU64,
+    /// As `sync_since`, one for DR.WAIT.
+    pub wait_sync_since: AtomicU64,
+    clock: OnceLock<Instant>,
+}
+
+impl Disk {
+    /// A clock that is never set back and never 0.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        let begun = self.clock.get_or_init(Instant::now);
+        u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    /// For how many milliseconds the longest append or sync has been under way.
+    #[must_use]
+    pub fn busy_ms(&self) -> u64 {
+        let now = self.now_ms();
+        let since = |at: &AtomicU64| match at.load(Ordering::Relaxed) {
+            0 => 0,
+            at => now.saturating_sub(at),
+        };
+        since(&self.append_since).max(since(&self.sync_since)).max(since(&self.wait_sync_since))
+    }
 }
 
 impl Shared {
@@ -240,6 +288,7 @@ impl Shared {
             valkey: AtomicBool::new(false),
             stop_at: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            disk: Disk::default(),
         })
     }
 

@@ -148,11 +148,43 @@ impl Node {
         if self.is_replica() {
             self.open_to_master();
         } else if self.shared.config.on_log_failure == OnLogFailure::DenyWrites {
-            let text = "MISCONF redisdr cannot log writes and on-log-failure is deny-writes, see DR.STATUS";
-            self.shared.replicas_wait.store(false, Ordering::Release);
-            self.shared.gate.set(GateMode::LogFailed, text);
+            self.deny_writes(&self.doing.load().reason);
         } else {
             self.let_clients_in();
+        }
+    }
+
+    fn deny_writes(&self, why: &str) {
+        // Part of a line of the protocol.
+        let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text = format!(
+            "MISCONF redisdr denies writes (on-log-failure deny-writes): {why}. They are taken again once the log \
+             works: see DR.STATUS, make room on the disk of {} or mend it; to write without a log, restart with \
+             on-log-failure serve",
+            self.dir.display()
+        );
+        self.shared.replicas_wait.store(false, Ordering::Release);
+        self.shared.gate.set(GateMode::LogFailed, &text);
+    }
+
+    /// With `on-log-failure deny-writes`: closes the gate of a source for writes while its log has failed, and opens
+    /// it again.
+    pub fn gate_follows_log(&self) {
+        if self.shared.config.on_log_failure != OnLogFailure::DenyWrites || self.mode() != Mode::Source {
+            return;
+        }
+        let closed = self.shared.gate.mode() == GateMode::LogFailed;
+        match self.shared.disk.failed.load_full() {
+            Some(why) if matches!(self.shared.gate.mode(), GateMode::Open | GateMode::Releasing) => {
+                log::warn!("writes of clients are denied until the log works again");
+                self.deny_writes(&format!("the log has failed: {why}"));
+            }
+            // Not attached is another reason for the same gate; the attach opens it.
+            None if closed && self.attached.load(Ordering::Acquire) => {
+                log::warn!("writes of clients are taken again");
+                self.let_clients_in();
+            }
+            _ => {}
         }
     }
 
@@ -274,6 +306,7 @@ impl Capture {
         match (self.first.take(), outcome) {
             (Some(first), outcome) => drop(first.send(outcome)),
             (None, Err(e)) => {
+                self.node.attached.store(false, Ordering::Release);
                 self.node.set_doing("failed", format!("writes are not captured: {e}"));
                 self.node.warn("capture", format!("writes are NOT captured: {e}"));
                 self.node.capture_failed();
@@ -379,9 +412,14 @@ impl Capture {
         });
         node.warn("capture", "");
         node.take_lineage();
+        node.attached.store(true, Ordering::Release);
         self.node.after_attach();
         if node.mode() == Mode::Source {
-            node.set_doing("capturing", "");
+            if node.shared.ident.load().held {
+                node.set_rebasing();
+            } else {
+                node.set_doing("capturing", "");
+            }
             node.set_serving(None);
             node.let_clients_in();
             node.announce_soon();
@@ -535,6 +573,10 @@ impl SourceHost for Source {
 
     fn refused(&self, peer: &str, reason: &str) {
         self.0.note_refusal(peer, reason);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.0.log_trouble()
     }
 
     fn panicked(&self, thread: &str, what: &str) {

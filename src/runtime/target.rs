@@ -22,6 +22,9 @@ use crate::snapshot::module_value::{encoding_version, type_name};
 use crate::snapshot::{verify_file, ModuleData};
 use crate::store::Log;
 
+/// An RDB of a loaded copy that could not be saved is tried again after this long.
+const SAVE_AGAIN: Duration = Duration::from_secs(10);
+
 /// What a linked server answers to writes.
 pub const FENCED: &str = "READONLY this server is linked to";
 
@@ -115,6 +118,7 @@ impl Node {
         self.load_total.store(total, Ordering::Relaxed);
         self.stop_feed();
         self.shared.diverged.store(None);
+        self.warn("apply", "");
         self.shared.hold.store(true, Ordering::Release);
         self.close_for_loading(what);
         let mut conn = self.connect().map_err(|e| e.to_string())?;
@@ -165,18 +169,28 @@ impl Node {
     /// After a load: an RDB of its own, so that a restart needs neither the staged file nor the link.
     fn save_after_load(self: &Arc<Self>) {
         let node = Arc::clone(self);
-        let spawned = super::spawn("dr-save", move || match node.save(&node.shared.stopping, &mut |_| {}) {
-            Ok(()) => {
-                node.remember(|s| s.loading = false);
-                let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
-                if let Some(mut conn) = node.connect_again() {
-                    let _ = node.usable_rdb(&mut conn);
+        let loads = node.state.get().full_syncs;
+        let spawned = super::spawn("dr-save", move || {
+            while let Err(e) = node.save(&node.shared.stopping, &mut |_| {}) {
+                node.warn(
+                    "save",
+                    format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
+                );
+                let until = Instant::now() + SAVE_AGAIN;
+                while Instant::now() < until && !node.stopping() {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                // Another copy has come since, or the link was cut.
+                if node.stopping() || node.state.get().full_syncs != loads || node.mode() != Mode::Target {
+                    return;
                 }
             }
-            Err(e) => node.warn(
-                "save",
-                format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
-            ),
+            node.warn("save", "");
+            node.remember(|s| s.copied = None);
+            let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
+            if let Some(mut conn) = node.connect_again() {
+                let _ = node.usable_rdb(&mut conn);
+            }
         });
         if let Err(e) = spawned {
             log::warn!("no thread for saving the loaded snapshot: {e}");
@@ -220,6 +234,11 @@ impl TargetHost for Target {
         open.map_err(|e| format!("{}: {e}", path.display()))
     }
 
+    fn drop_snapshot(&self) {
+        // On a full disk this is where room comes from.
+        let _ = std::fs::remove_file(self.staging());
+    }
+
     fn snapshot_progress(&self, received: u64, total: u64) {
         self.0.load_bytes.store(received, Ordering::Relaxed);
         self.0.load_total.store(total, Ordering::Relaxed);
@@ -239,6 +258,8 @@ impl TargetHost for Target {
             return Err("the snapshot is of another history than was announced".into());
         }
         node.check_modules(&summary.modules)?;
+        // Its log is about to be cut under it.
+        node.stop_feed();
         node.keep_as_orphans(&meta.lineage, meta.op_id, "the source's data replaced this node's")?;
         let keys = node.load_copy(&path, meta.op_id, &meta.lineage)?;
         node.log.reset(meta.lineage.clone(), meta.op_id + 1).map_err(|e| e.to_string())?;
@@ -247,7 +268,11 @@ impl TargetHost for Target {
             i.lineage = meta.lineage.clone();
             i.held = true;
         });
-        node.remember(|s| s.full_syncs += 1);
+        node.remember(|s| {
+            s.full_syncs += 1;
+            s.loading = false;
+            s.copied = Some(meta.op_id);
+        });
         *node.consent.lock() = crate::link::Consent::None;
         log::info!("snapshot loaded: {keys} keys, op {}", meta.op_id);
         node.raise_fence();
@@ -303,6 +328,13 @@ impl TargetHost for Target {
         if node.shared.diverged.load().is_some() {
             return;
         }
+        let held = match state {
+            LinkState::Held { reason } => {
+                format!("this target is held and takes nothing from its source: {reason}")
+            }
+            _ => String::new(),
+        };
+        node.warn("held", held);
         match state {
             LinkState::Connecting => node.set_doing("connecting", ""),
             LinkState::Refused { reason } => node.set_doing("connecting", format!("refused: {reason}")),

@@ -70,7 +70,7 @@ pub struct Key<'a> {
     pub key: &'a [u8],
     /// Type of the value's encoding.
     pub type_byte: u8,
-    /// The value's bytes, without the type byte; empty where it has more than the reader keeps.
+    /// The value's bytes, without the type byte; its first ones where it has more than the reader keeps.
     pub value: &'a [u8],
     /// Where the value starts in the file.
     pub value_at: u64,
@@ -167,7 +167,6 @@ struct KeyMark {
     type_byte: u8,
     value_from: usize,
     value_len: u64,
-    beyond: bool,
     expire_ms: Option<i64>,
     idle: Option<u64>,
     freq: Option<u8>,
@@ -396,7 +395,6 @@ impl<R: Read> RdbReader<R> {
         self.source.keep_at_most(usize::MAX);
         passed?;
         mark.value_len = self.source.offset().saturating_sub(value_at);
-        mark.beyond = self.source.is_beyond();
         Ok(Mark::Key(mark))
     }
 
@@ -432,7 +430,7 @@ impl<R: Read> RdbReader<R> {
                 db: self.db,
                 key: &self.key,
                 type_byte: mark.type_byte,
-                value: if mark.beyond { &[] } else { slice(mark.value_from) },
+                value: slice(mark.value_from),
                 value_at: at.saturating_add(mark.value_from as u64),
                 value_len: mark.value_len,
                 expire_ms: mark.expire_ms,
@@ -441,5 +439,28 @@ impl<R: Read> RdbReader<R> {
             }),
             Mark::Eof { crc } => Event::Eof { crc },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_value_is_passed_over_and_told_where_it_is() {
+        let mut file = b"REDIS0011\xfe\x00\x00\x03big\x80\x00\x10\x00\x00".to_vec();
+        let at = file.len() as u64 - 5;
+        file.extend(vec![b'x'; 1 << 20]);
+        file.extend(b"\x00\x05small\x02ab\xff\0\0\0\0\0\0\0\0");
+        let mut reader = RdbReader::new(&file[..]).keep_at_most(1000);
+        let mut seen = Vec::new();
+        while let Some(event) = reader.next_event().unwrap() {
+            if let Event::Key(key) = event {
+                assert!(key.value.len() as u64 == key.value_len || key.value.len() <= 1000);
+                seen.push((key.key.to_vec(), key.value_at, key.value_len));
+            }
+        }
+        let big = (1 << 20) + 5;
+        assert_eq!(seen, [(b"big".to_vec(), at, big), (b"small".to_vec(), at + big + 7, 3)]);
     }
 }

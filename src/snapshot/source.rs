@@ -53,11 +53,6 @@ impl<R: Read> Source<R> {
         self.keep = bytes;
     }
 
-    /// Whether the event has more bytes than are kept.
-    pub(super) const fn is_beyond(&self) -> bool {
-        self.beyond
-    }
-
     /// Reads what follows as part of something that starts at `offset`.
     pub(super) fn at(inner: R, offset: u64) -> Self {
         Self { base: offset, keep: 0, ..Self::new(inner) }

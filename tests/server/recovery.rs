@@ -101,7 +101,7 @@ fn a_ttl_refreshed_in_the_log_only_survives_a_crash(version: Version) {
     source.settle();
     crate::harness::wait_applied(&target, source.status().op_id());
     // Both have them in their RDBs before they expire.
-    cmd!(target.client(), "SAVE").ok();
+    until("the target has saved", || cmd!(target.client(), "SAVE").error().is_none());
     assert!(cmd!(client, "DR.SNAPSHOT").error().is_none());
     assert!(begun.elapsed() < Duration::from_millis(SHORT_MS), "too slow to show anything");
     refresh(&mut client, fields);
@@ -134,8 +134,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn run(server: &Server, key: &str) -> Writer {
-        let mut client = server.client();
+    fn run(mut client: Client, key: &str) -> Writer {
         let mut pipe = Pipe::new();
         (0..16).for_each(|_| {
             pipe.add(&["INCR", key]);
@@ -159,15 +158,17 @@ impl Writer {
 
 /// Writes with `writers` connections until `stop`, which ends the server, has returned.
 pub fn under_load(server: &Server, writers: usize, stop: impl FnOnce()) -> Vec<Writer> {
+    // Connected before the server may be gone.
+    let clients: Vec<Client> = (0..writers).map(|_| server.client()).collect();
     std::thread::scope(|scope| {
-        let running: Vec<_> =
-            (0..writers).map(|n| scope.spawn(move || Writer::run(server, &format!("writer {n}")))).collect();
+        let start = |(n, client)| scope.spawn(move || Writer::run(client, &format!("writer {n}")));
+        let running: Vec<_> = clients.into_iter().enumerate().map(start).collect();
         stop();
         running.into_iter().map(|w| w.join().unwrap()).collect()
     })
 }
 
-fn count_of(server: &Server, key: &str) -> i64 {
+pub fn count_of(server: &Server, key: &str) -> i64 {
     let reply = cmd!(server.client(), "GET", key);
     if reply.is_nil() {
         return 0;
@@ -326,16 +327,16 @@ fn a_key_that_expires_while_the_log_is_applied_is_kept() {
     let source = Server::start(version);
     source.wait_state("capturing");
     let begun = Instant::now();
-    cmd!(source.client(), "SET", "refreshed", "v", "PX", 80_000).ok();
+    cmd!(source.client(), "SET", "refreshed", "v", "PX", 90_000).ok();
     assert!(cmd!(source.client(), "DR.SNAPSHOT").error().is_none());
-    fill_log(&source, 60);
+    fill_log(&source, 20);
     cmd!(source.client(), "PEXPIRE", "refreshed", LONG_MS).good();
     source.settle();
     source.kill9();
     source.launch();
     source.wait_status("half recovered", |s| s.state() == "recovering" && s.number("progress_percent") < 60);
     source.stop();
-    std::thread::sleep(Duration::from_secs(85).saturating_sub(begun.elapsed()));
+    std::thread::sleep(Duration::from_secs(95).saturating_sub(begun.elapsed()));
     source.cont();
     source.wait_state("capturing");
     let ttl = cmd!(source.client(), "PTTL", "refreshed").int();
