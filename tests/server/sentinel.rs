@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::dr::OnDrop;
 use crate::harness::wait::until;
 use crate::harness::{version, wait_applied, wait_equal, Sentinels, Server};
 
@@ -105,6 +106,8 @@ fn sentinels_of_two_sites_do_not_meet(name: &str, runs: Duration) {
     let own: Vec<String> = target.sentinels.nodes.iter().map(|node| node.port().to_string()).collect();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // A check that fails must not leave the others at work.
+        let _stop = OnDrop(|| stop.store(true, Ordering::SeqCst));
         let load = scope.spawn(|| {
             let mut client = source.master.client();
             let mut sent = 0u64;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::dr::OnDrop;
 use crate::harness::digest::{Entry, Expiry, Key};
 use crate::harness::{eventually, secs, snapshot, version, wait_applied, Pipe, Proxy, Server};
 use crate::workload::Rng;
@@ -85,6 +86,8 @@ fn no_session_is_lost_or_left(name: &str, store: &Store) {
     source.client().run_good(&pipe);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // A check that fails must not leave the load at work.
+        let _stop = OnDrop(|| stop.store(true, Ordering::SeqCst));
         let load = scope.spawn(|| store.load(&source, &stop));
         std::thread::sleep(store.down.0);
         proxy.down();
