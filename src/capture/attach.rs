@@ -465,7 +465,8 @@ fn named_db(input: &[u8]) -> Result<Option<(u32, usize)>, AttachError> {
 
 /// Ops whose effect does not depend on the database.
 fn is_neutral(name: &[u8]) -> bool {
-    const NEUTRAL: [&[u8]; 6] = [b"PING", b"MULTI", b"EXEC", b"REPLCONF", b"PUBLISH", b"SPUBLISH"];
+    const NEUTRAL: [&[u8]; 7] =
+        [b"PING", b"MULTI", b"EXEC", b"REPLCONF", b"PUBLISH", b"SPUBLISH", b"DR._SHARD"];
     NEUTRAL.iter().any(|n| name.eq_ignore_ascii_case(n))
 }
 

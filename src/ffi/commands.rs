@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use super::api::{api, c_text, Ctx, RedisModuleCtx, RedisModuleString, ERR};
-use super::{apply, describe, guarded, internal, operator, rebase, wait};
+use super::{apply, describe, guarded, internal, operator, rebase, shard, wait};
 
 type Handler = extern "C" fn(*mut RedisModuleCtx, *mut *mut RedisModuleString, c_int) -> c_int;
 
@@ -28,6 +28,7 @@ handler!(snapshot, operator::snapshot);
 handler!(wait_durable, wait::wait);
 handler!(auth, internal::auth);
 handler!(force_select, internal::force_select);
+handler!(tell_shard, shard::tell);
 handler!(refused, internal::refused);
 handler!(true_ttl, internal::true_ttl);
 handler!(position, internal::position);
@@ -42,7 +43,7 @@ handler!(rebase_slice, rebase::rebase);
 pub fn register(ctx: Ctx, version: u64) -> Result<(), String> {
     let replicating = if version >= 0x06_02_00 { "may-replicate" } else { "" };
     let hidden = "no-auth fast no-slowlog no-monitor allow-stale";
-    let table: [(&str, Handler, &str); 15] = [
+    let table: [(&str, Handler, &str); 16] = [
         ("DR.STATUS", status, "allow-loading allow-stale"),
         ("DR.HELP", help, "allow-loading allow-stale fast"),
         ("DR.LINK", link, "admin deny-script"),
@@ -52,6 +53,7 @@ pub fn register(ctx: Ctx, version: u64) -> Result<(), String> {
         ("DR.WAIT", wait_durable, ""),
         ("DR._AUTH", auth, hidden),
         ("DR._SELECT", force_select, "admin fast no-slowlog no-monitor deny-script"),
+        ("DR._SHARD", tell_shard, "admin fast no-slowlog no-monitor deny-script"),
         ("DR._REFUSED", refused, "fast allow-loading allow-stale"),
         ("DR._TTL", true_ttl, "readonly fast"),
         ("DR._POSITION", position, "admin fast no-slowlog no-monitor deny-script"),
@@ -61,7 +63,9 @@ pub fn register(ctx: Ctx, version: u64) -> Result<(), String> {
     ];
     for (name, handler, flags) in table {
         let own = match name {
-            "DR.APPLY" | "DR._LOAD" | "DR._REBASE" | "DR._SELECT" => format!("{flags} {replicating}"),
+            "DR.APPLY" | "DR._LOAD" | "DR._REBASE" | "DR._SELECT" | "DR._SHARD" => {
+                format!("{flags} {replicating}")
+            }
             _ => flags.to_owned(),
         };
         let (c_name, c_flags) = (c_text(name), c_text(own.trim()));

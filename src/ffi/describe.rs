@@ -60,6 +60,7 @@ const COMMANDS: &[Description] = &[
     ),
     d("DR._AUTH", -1, "fast connection", "Used by redisdr itself."),
     d("DR._SELECT", -1, "admin dangerous fast", "Used by redisdr itself."),
+    d("DR._SHARD", -1, "admin dangerous fast", "Used by redisdr itself."),
     d("DR._REFUSED", -1, "write fast", "Answers in place of a command that is refused now."),
     d("DR._TTL", -1, "keyspace read fast", "Answers in place of a command that shows an expiry."),
     d("DR._POSITION", -1, "admin dangerous fast", "Used by redisdr itself."),

@@ -28,6 +28,15 @@ pub fn is_replayed(ctx: Ctx) -> bool {
     ctx.flags() & (raw::REDISMODULE_CTX_FLAGS_REPLICATED | raw::REDISMODULE_CTX_FLAGS_LOADING) != 0
 }
 
+/// Whether the module itself runs a command that changes data on what has become a replica meanwhile: only the
+/// master's stream may.
+pub fn comes_too_late(ctx: Ctx) -> bool {
+    !is_replayed(ctx) && shared().is_some_and(|s| s.is_replica.load(Ordering::Acquire))
+}
+
+/// What such a command answers; its sender waits until it is stopped.
+pub const TOO_LATE: &str = "TRYAGAIN this server has become a replica";
+
 /// DR._AUTH secret: makes the connection one of the module's own.
 pub fn auth(ctx: Ctx, args: &[&[u8]]) -> c_int {
     let Some(shared) = shared() else { return ctx.reply_error("ERR the module is not loaded") };

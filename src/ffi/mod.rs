@@ -17,6 +17,8 @@ mod load;
 mod log;
 mod operator;
 mod rebase;
+mod shard;
+mod stage;
 mod wait;
 
 use std::ffi::c_int;

@@ -1,6 +1,7 @@
 //! One target's session at the source: a thread that sends and one that hears, so that a target that takes
 //! nothing costs one buffer and no other target anything.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -170,7 +171,11 @@ impl Session {
         reader.set_tick(TICK.min(self.shared.config.heartbeat() / 2))?;
         let timeout = self.shared.config.timeout;
         while !self.is_gone() {
-            match reader.poll()? {
+            let frame = reader.poll()?;
+            if frame.is_some() {
+                self.shared.registry.lock().heard(self.service_id, self.session, now_ms());
+            }
+            match frame {
                 Some(FrameKind::Want) => match wants.try_send(receive(&reader)?) {
                     Ok(()) => {}
                     Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
@@ -221,7 +226,11 @@ impl Session {
         }
         let (written, clock_ms) = (self.log.written(), now_ms());
         let lag_ms = self.shared.registry.lock().lag_ms(self.service_id, written, clock_ms);
-        let note = self.note.lock().clone();
+        let own = self.note.lock().clone();
+        let note = match self.shared.host.trouble() {
+            Some(trouble) if own.is_empty() => cut(trouble),
+            _ => own,
+        };
         send(writer, &Heartbeat { written, clock_ms, lag_ms, note })
     }
 
@@ -338,18 +347,24 @@ impl Session {
             .filter(|i| i.first_op > sent && i.first_op <= last)
             .map(|i| NewHistory { history: i.history, first_op: i.first_op })
             .collect();
-        let mut rest = frames;
+        let mut rest = Cow::Borrowed(frames);
         let mut sent = sent;
         for history in &opened {
-            let (before, behind) = logs::split_at(rest, history.first_op)?;
+            let (before, behind) = match rest {
+                Cow::Borrowed(frames) => logs::split_at(frames, history.first_op)?,
+                Cow::Owned(frames) => {
+                    let (before, behind) = logs::split_at(&frames, history.first_op)?;
+                    (Cow::Owned(before.into_owned()), Cow::Owned(behind.into_owned()))
+                }
+            };
             if !before.is_empty() {
-                sent = self.send_run(before, sent)?;
+                sent = self.send_run(&before, sent)?;
             }
             self.send_frame(|w| send(w, history))?;
             rest = behind;
         }
         if !rest.is_empty() {
-            sent = self.send_run(rest, sent)?;
+            sent = self.send_run(&rest, sent)?;
         }
         debug_assert_eq!(sent, last);
         Ok(sent)

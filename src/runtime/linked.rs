@@ -52,6 +52,9 @@ impl Node {
         if self.mode() == Mode::Source {
             self.leave_source(&mut conn)?;
         }
+        self.set_ident(|i| i.endpoints.clone_from(&endpoints));
+        // Before anything is loaded: the replicas' own capture has to end.
+        self.announce();
         self.start_client(endpoints)
     }
 
@@ -172,11 +175,11 @@ impl Node {
     /// # Errors
     /// In words.
     pub fn cut(self: &Arc<Self>) -> Result<u64, String> {
+        if matches!(self.mode(), Mode::Replica | Mode::TargetReplica) {
+            return Err("this server is a replica: cut at its master".into());
+        }
         if !self.shared.linked.load(Ordering::Acquire) {
             return Err("this node is not linked to a source".into());
-        }
-        if self.mode() == Mode::TargetReplica {
-            return Err("this server is a replica: cut at its master".into());
         }
         if self.state.get().loading && !self.shared.applied_known.load(Ordering::Acquire) {
             return Err("a snapshot is being loaded: the dataset is not whole and cannot be promoted".into());
@@ -232,6 +235,9 @@ impl Node {
     /// # Errors
     /// In words.
     pub fn resync(self: &Arc<Self>) -> Result<(), String> {
+        if matches!(self.mode(), Mode::Replica | Mode::TargetReplica) {
+            return Err("this server is a replica: say it to its master".into());
+        }
         let Some(endpoints) = self.state.get().linked else {
             return Err("this node is not linked to a source".into());
         };

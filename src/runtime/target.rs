@@ -22,6 +22,9 @@ use crate::snapshot::module_value::{encoding_version, type_name};
 use crate::snapshot::{verify_file, ModuleData};
 use crate::store::Log;
 
+/// An RDB of a loaded copy that could not be saved is tried again after this long.
+const SAVE_AGAIN: Duration = Duration::from_secs(10);
+
 /// What a linked server answers to writes.
 pub const FENCED: &str = "READONLY this server is linked to";
 
@@ -166,18 +169,28 @@ impl Node {
     /// After a load: an RDB of its own, so that a restart needs neither the staged file nor the link.
     fn save_after_load(self: &Arc<Self>) {
         let node = Arc::clone(self);
-        let spawned = super::spawn("dr-save", move || match node.save(&node.shared.stopping, &mut |_| {}) {
-            Ok(()) => {
-                node.remember(|s| s.loading = false);
-                let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
-                if let Some(mut conn) = node.connect_again() {
-                    let _ = node.usable_rdb(&mut conn);
+        let loads = node.state.get().full_syncs;
+        let spawned = super::spawn("dr-save", move || {
+            while let Err(e) = node.save(&node.shared.stopping, &mut |_| {}) {
+                node.warn(
+                    "save",
+                    format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
+                );
+                let until = Instant::now() + SAVE_AGAIN;
+                while Instant::now() < until && !node.stopping() {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                // Another copy has come since, or the link was cut.
+                if node.stopping() || node.state.get().full_syncs != loads || node.mode() != Mode::Target {
+                    return;
                 }
             }
-            Err(e) => node.warn(
-                "save",
-                format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
-            ),
+            node.warn("save", "");
+            node.remember(|s| s.loading = false);
+            let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
+            if let Some(mut conn) = node.connect_again() {
+                let _ = node.usable_rdb(&mut conn);
+            }
         });
         if let Err(e) = spawned {
             log::warn!("no thread for saving the loaded snapshot: {e}");
@@ -219,6 +232,11 @@ impl TargetHost for Target {
         }
         let open = File::options().read(true).write(true).create(true).truncate(true).open(&path);
         open.map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    fn drop_snapshot(&self) {
+        // On a full disk this is where room comes from.
+        let _ = std::fs::remove_file(self.staging());
     }
 
     fn snapshot_progress(&self, received: u64, total: u64) {
@@ -479,6 +497,9 @@ impl Node {
                     }
                     if self.stopping() {
                         return Err("stopped".into());
+                    }
+                    if self.is_replica() {
+                        return Err("the server has become a replica".into());
                     }
                 }
                 Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {

@@ -56,7 +56,8 @@ pub(super) fn rest(input: &mut impl Take, form: Form) -> Result<Rest> {
     let mut counters = None;
     if form.number() >= 2 {
         // The first id, which follows from the entries.
-        (input.length()?, input.length()?);
+        input.length()?;
+        input.length()?;
         let deleted = (input.length()?, input.length()?);
         counters = Some((deleted, input.length()?));
     }
@@ -122,7 +123,8 @@ impl Node {
         };
         let mut node = Self { base, items: items.into_iter(), fields: Vec::new(), offset };
         // How many entries there are and how many are marked as deleted: both follow from the entries.
-        (node.number()?, node.number()?);
+        node.number()?;
+        node.number()?;
         let count = node.number()?;
         for _ in 0..count {
             let field = node.item()?;

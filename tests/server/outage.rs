@@ -153,7 +153,11 @@ fn a_killed_target_is_exact(version: &str, persistence: Persistence, kills: u64,
     let what = format!("{version}, {persistence:?}, {kills} kills, seed {seed}");
     dr::wait_in_step(&source, &target);
     let mut conn = target.conn();
-    let mut number = |command: &[&str]| conn.call(command).text().parse::<i64>().expect("a number");
+    let mut number = |command: &[&str]| {
+        let reply = conn.call(command);
+        let number = reply.text().parse::<i64>();
+        number.unwrap_or_else(|_| panic!("{what}: {command:?}: {reply:?}, {}", target.status()))
+    };
     assert_eq!(number(&["GET", "counter"]), rounds, "{what}");
     assert_eq!(number(&["LLEN", "list"]), rounds, "{what}");
     assert_eq!(number(&["HGET", "hash", "field"]), rounds * 3, "{what}");

@@ -178,12 +178,11 @@ fn outcome(data: &Data) -> Data {
             entry.expiry = Expiry::At(0);
         }
         let timed = |element: &mut String| {
-            let (field, _) = element.split_once(" expires ")?;
-            Some(*element = format!("{field} expires"))
+            if let Some((field, _)) = element.split_once(" expires ") {
+                *element = format!("{field} expires");
+            }
         };
-        entry.content.iter_mut().for_each(|element| {
-            timed(element);
-        });
+        entry.content.iter_mut().for_each(timed);
     }
     all
 }
