@@ -16,6 +16,7 @@ mod internal;
 mod load;
 mod log;
 mod operator;
+mod plain_set;
 mod rebase;
 mod wait;
 

@@ -20,6 +20,7 @@ mod harness_self;
 mod modules;
 mod operator;
 mod outage;
+mod plain_sets;
 mod replicas;
 mod sentinel;
 mod site;
