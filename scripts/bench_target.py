@@ -44,6 +44,7 @@ class Pair:
 
     def __init__(self, leader, follower, reach):
         self.leader, self.follower, self.reach = leader, follower, reach
+        self.rounds = 0
 
     def level(self):
         self.reach(self.leader, self.follower)
@@ -51,9 +52,11 @@ class Pair:
     def catch_up(self, stream, n, probe=None):
         """Holds the follower, sends the stream to the leader, and measures the follower from when it is let go."""
         self.level()
+        self.rounds += 1
         self.follower.pause()
         try:
             blast(self.leader, stream)
+            self.leader.call("SET", "bench:end", f"round {self.rounds}")
             if self.leader.module is not None:
                 self.leader.caught_up()
         finally:
@@ -62,7 +65,9 @@ class Pair:
             self.follower.resume()
         if probe:
             probe.ask()
-        self.level()
+        # The last write becomes visible: asked for alike at both, and finer than any status.
+        end = f"round {self.rounds}".encode()
+        self.follower.wait("to have the last write", lambda: self.follower.call("GET", "bench:end") == end, every=0.001)
         took = time.perf_counter() - began
         figures = {"rate": n / took, "ns": (self.follower.main_ns() - before) / n}
         if probe:

@@ -10,7 +10,7 @@ use oplog_format::{encode_entry, EntryMeta, FormatError, OpId};
 use super::scanner::{OpCursor, OpKind};
 
 /// Payload bytes up to which units share an entry.
-pub const MAX_ENTRY_BYTES: usize = 16 * 1024;
+pub const MAX_ENTRY_BYTES: usize = 36 * 1024;
 /// Ops up to which units share an entry.
 pub const MAX_ENTRY_OPS: u32 = 256;
 /// Capacity that the carry buffer keeps; what a large unit needed beyond is given back.

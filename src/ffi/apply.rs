@@ -8,16 +8,19 @@ use oplog_format::{encode_entry, EntryMeta, EntryRef};
 
 use super::api::Ctx;
 use super::internal::{comes_too_late, is_from_master, is_own, is_replayed, refuse, TOO_LATE};
-use super::{call, shared, stage};
+use super::{call, plain_set, shared, stage};
 use crate::apply::execute::{apply_entry, ApplyContext, Divergence, Executor};
 use crate::apply::wire::{self, LoadCommand};
 use crate::runtime::gate::GateMode;
 use crate::runtime::shared::{Mode, ReplicaEvent, Shared};
+use crate::snapshot::plain_string;
 
 /// Runs ops by calling the server's commands.
 struct Calls {
     ctx: Ctx,
     flags: &'static str,
+    /// Plain SETs go by the key API.
+    plain_sets: bool,
 }
 
 impl Executor for Calls {
@@ -41,6 +44,13 @@ impl Executor for Calls {
             return Err(String::from_utf8_lossy(reply.bytes()).into_owned());
         }
         Ok(())
+    }
+
+    fn set(&mut self, name: &[u8], key: &[u8], value: &[u8]) -> Result<(), String> {
+        if self.plain_sets && plain_set::set(self.ctx, key, value) {
+            return Ok(());
+        }
+        self.call(&[name, key, value])
     }
 }
 
@@ -86,7 +96,7 @@ pub fn apply(ctx: Ctx, args: &[&[u8]]) -> c_int {
     }
     let _caller = Caller::of(ctx);
     let context = ApplyContext { caps: shared.caps(), hold: shared.hold.load(Ordering::Acquire) };
-    let mut exec = Calls { ctx, flags: "" };
+    let mut exec = Calls { ctx, flags: "", plain_sets: plain_set::allowed(ctx, context.caps) };
     match apply_entry(&entry, &mut exec, &context) {
         Ok(_) => {
             shared.applied.store(entry.header.meta.last_op, Ordering::Release);
@@ -160,7 +170,7 @@ pub fn load(ctx: Ctx, args: &[&[u8]]) -> c_int {
         return ctx.reply_int(stage::is_ready().into());
     }
     let _caller = Caller::of(ctx);
-    let mut exec = Calls { ctx, flags: "!" };
+    let mut exec = Calls { ctx, flags: "!", plain_sets: plain_set::allowed(ctx, shared.caps()) };
     match run_load(ctx, shared, &mut exec, command) {
         Ok(()) => ctx.reply_simple("OK"),
         Err(e) => ctx.reply_error(&format!("ERR loading the snapshot: {e}")),
@@ -199,14 +209,22 @@ fn run_load(
         }
         LoadCommand::Keys { db, keys } => {
             exec.select(db)?;
+            // As one command, as entries are, and not each key by itself.
+            exec.flags = "";
             keys.iter().try_for_each(|k| {
+                let plain = plain_string(k.payload).filter(|_| exec.plain_sets && k.expire_ms < 0);
+                if plain.is_some_and(|value| plain_set::restore(ctx, k.key, value)) {
+                    return Ok(());
+                }
                 let ttl = k.expire_ms.max(0).to_string();
                 let restore: [&[u8]; 5] = [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE"];
                 let with_ttl: [&[u8]; 6] =
                     [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE", b"ABSTTL"];
                 let done = if k.expire_ms < 0 { exec.call(&restore) } else { exec.call(&with_ttl) };
                 done.map_err(|e| format!("key {}: {e}", String::from_utf8_lossy(k.key)))
-            })
+            })?;
+            ctx.replicate_verbatim();
+            Ok(())
         }
         LoadCommand::Command { db, argv } => {
             exec.select(db)?;

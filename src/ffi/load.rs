@@ -8,7 +8,7 @@ use std::sync::Arc;
 use redis_module::raw;
 
 use super::api::{api, Ctx, ERR, OK};
-use super::{aux, call, commands, events, filter, held, info, LOGGER, SHARED};
+use super::{aux, call, commands, events, filter, held, info, plain_set, LOGGER, SHARED};
 use crate::config::{is_loopback, Config};
 use crate::local::Address;
 use crate::local::Secret;
@@ -65,6 +65,7 @@ fn try_load(ctx: Ctx, args: &[&[u8]]) -> Result<(), String> {
     }
     info::register(ctx);
     events::register(ctx);
+    plain_set::register(ctx);
     let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS as c_int;
     api!(RedisModule_SetModuleOptions(ctx.0, options) else ());
     shared.table.store(Arc::new(command_table(ctx)));

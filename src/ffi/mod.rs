@@ -19,6 +19,7 @@ mod internal;
 mod load;
 mod log;
 mod operator;
+mod plain_set;
 mod rebase;
 mod shard;
 mod stage;

@@ -467,6 +467,8 @@ impl Session<'_> {
     fn load(&mut self, meta: &SnapshotMeta, file: File) -> Result<(), LinkError> {
         self.inner.set_state(LinkState::Loading);
         self.reader.expect(IDLE);
+        // Between two looks at the link, whether the load is done.
+        self.reader.set_tick(CATCHING_UP)?;
         let host = &self.inner.host;
         let (done, outcome) = crossbeam_channel::bounded::<Result<(), String>>(1);
         let mut broken = None;

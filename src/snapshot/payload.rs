@@ -28,6 +28,22 @@ pub fn restore_payload(type_byte: u8, raw: &[u8], rdb_version: u16, out: &mut Ve
     out.extend_from_slice(&crc.value().to_le_bytes());
 }
 
+/// The string in a RESTORE payload, where it is one that is stored as it is: neither as an integer nor compressed.
+/// The checksum is not computed.
+#[must_use]
+pub fn plain_string(payload: &[u8]) -> Option<&[u8]> {
+    let (kind, rest) = payload.split_first()?;
+    let value = rest.get(..rest.len().checked_sub(PAYLOAD_OVERHEAD - 1)?)?;
+    let (head, len) = match *value.first()? {
+        _ if *kind != types::STRING => return None,
+        b @ 0..=0x3f => (1, u64::from(b)),
+        b @ 0x40..=0x7f => (2, u64::from(b & 0x3f) << 8 | u64::from(*value.get(1)?)),
+        0x80 => (5, u64::from(u32::from_be_bytes(value.get(1..5)?.try_into().ok()?))),
+        _ => return None,
+    };
+    value.get(head..).filter(|text| text.len() as u64 == len)
+}
+
 /// The first RDB version that has a type, or nothing for a type that this code does not know.
 ///
 /// A value of that type may be restored with any version from this one on, whatever the version of the file
@@ -53,6 +69,34 @@ pub fn lowest_version(type_byte: u8, flavor: Flavor) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_strings_are_found_at_every_length() {
+        let payload = |head: &[u8], text: &[u8]| {
+            let mut out = Vec::new();
+            restore_payload(types::STRING, &[head, text].concat(), 10, &mut out);
+            out
+        };
+        let text = vec![b'x'; 70_000];
+        for (head, len) in [
+            (&[0u8][..], 0),
+            (&[63], 63),
+            (&[0x40, 64], 64),
+            (&[0x7f, 0xff], 16383),
+            (&[0x80, 0, 1, 0x11, 0x70], 70_000),
+        ] {
+            assert_eq!(plain_string(&payload(head, &text[..len])), Some(&text[..len]), "{len}");
+            // A length that does not fit is left to the server.
+            assert_eq!(plain_string(&payload(head, &text[..len + 1])), None, "{len}");
+        }
+        for other in [&[0xc0, 10][..], &[0xc3, 2, 3, b'a', b'b'], &[0x81, 0, 0, 0, 0, 0, 0, 0, 0], &[]] {
+            assert_eq!(plain_string(&payload(other, b"")), None, "{other:?}");
+        }
+        let mut list = Vec::new();
+        restore_payload(types::LIST, &[0], 10, &mut list);
+        assert_eq!(plain_string(&list), None);
+        assert_eq!(plain_string(b"\0"), None);
+    }
 
     #[test]
     fn makes_what_dump_makes() {

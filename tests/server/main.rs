@@ -28,6 +28,7 @@ mod large;
 mod modules;
 mod operator;
 mod outage;
+mod plain_sets;
 mod races;
 mod readers;
 mod rebase;
