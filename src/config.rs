@@ -34,6 +34,8 @@ pub struct Config {
     pub service_id: u8,
     /// `host:port` of the DR endpoint; `None`: loopback, server port + 1000.
     pub endpoint: Option<String>,
+    /// `host:port` under which targets reach the DR endpoint, where that is not the address it listens on.
+    pub announce_endpoint: Option<String>,
     /// Endpoints of the source; empty: none.
     pub source: Vec<String>,
     /// File with the shared secret.
@@ -52,6 +54,8 @@ pub struct Config {
     pub timeout: Duration,
     /// What a failed log means for client writes.
     pub on_log_failure: OnLogFailure,
+    /// A node whose log has grown by this many bytes above its newest snapshot makes one; 0: never by itself.
+    pub snapshot_log_size: u64,
     /// Bytes a second that the endpoint sends to one target; 0: no limit.
     pub link_max_bytes_per_sec: u64,
 }
@@ -62,6 +66,7 @@ impl Default for Config {
             dir: PathBuf::from("dr"),
             service_id: 0,
             endpoint: None,
+            announce_endpoint: None,
             source: Vec::new(),
             secret_file: None,
             segment_size: 3 << 30,
@@ -71,6 +76,7 @@ impl Default for Config {
             fork_tolerance: Duration::from_secs(10),
             timeout: Duration::from_secs(10),
             on_log_failure: OnLogFailure::Serve,
+            snapshot_log_size: 4 << 30,
             link_max_bytes_per_sec: 0,
         }
     }
@@ -98,8 +104,10 @@ pub enum ConfigError {
 }
 
 /// Names of all arguments, for messages.
-pub const NAMES: &str = "dir service-id endpoint source secret-file segment-size fsync retain-min-seconds \
-retain-max-bytes fork-tolerance timeout on-log-failure link-max-bytes-per-sec";
+pub const NAMES: &str =
+    "dir service-id endpoint announce-endpoint source secret-file segment-size fsync retain-min-seconds \
+retain-max-bytes fork-tolerance timeout on-log-failure snapshot-log-size \
+link-max-bytes-per-sec";
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,6 +170,9 @@ impl Config {
             "endpoint" => {
                 self.endpoint = Some(host_port(value).ok_or_else(|| bad("host:port"))?);
             }
+            "announce-endpoint" => {
+                self.announce_endpoint = Some(host_port(value).ok_or_else(|| bad("host:port"))?);
+            }
             "source" => self.source = endpoints(value).ok_or_else(|| bad("host:port[,host:port...]"))?,
             "secret-file" if value.is_empty() => return Err(bad("a file")),
             "secret-file" => self.secret_file = Some(PathBuf::from(value)),
@@ -195,6 +206,11 @@ impl Config {
                     "deny-writes" => OnLogFailure::DenyWrites,
                     _ => return Err(bad("serve or deny-writes")),
                 };
+            }
+            "snapshot-log-size" => {
+                self.snapshot_log_size = size(value)
+                    .filter(|n| *n == 0 || *n >= MIN_SEGMENT)
+                    .ok_or_else(|| bad("a size of at least 64kb, such as 4gb, or 0"))?;
             }
             "link-max-bytes-per-sec" => {
                 self.link_max_bytes_per_sec = size(value).ok_or_else(|| bad("a size, such as 50mb, or 0"))?;
@@ -293,13 +309,15 @@ mod tests {
             "30",
             "on-log-failure",
             "deny-writes",
+            "snapshot-log-size",
+            "1gb",
             "link-max-bytes-per-sec",
             "5mb",
         ])
         .unwrap();
         assert_eq!(c.source, ["a:1", "b.example:2"]);
         assert_eq!((c.service_id, c.segment_size, c.fsync), (15, 1 << 20, Fsync::Always));
-        assert_eq!(c.on_log_failure, OnLogFailure::DenyWrites);
+        assert_eq!((c.on_log_failure, c.snapshot_log_size), (OnLogFailure::DenyWrites, 1 << 30));
     }
 
     #[test]
@@ -326,6 +344,9 @@ mod tests {
             ("retain-max-bytes", "10xb"),
             ("dir", ""),
             ("on-log-failure", "panic"),
+            ("on-log-failure", ""),
+            ("snapshot-log-size", "1kb"),
+            ("snapshot-log-size", "much"),
         ] {
             assert!(value(name, v), "{name} {v}: {:?}", parse(&[name, v]));
         }

@@ -19,6 +19,7 @@
 //! | dr-waits | answers DR.WAIT | the disk, for one sync that serves all | the process ends |
 //! | dr-replica | logs what a target's replica receives | the disk | the process ends |
 //! | dr-rebase | releases held expiries in slices | own server | all are released |
+//! | dr-stage | puts large strings of a snapshot together | new pieces | the process ends |
 //! | dr-save, dr-snapshot | wait for a save of the server | own server | it is done |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 

@@ -43,6 +43,8 @@ pub struct LinkView {
     pub lag_ms: u64,
     /// The last thing that went wrong.
     pub last_error: String,
+    /// What the source says of itself, where something is wrong there.
+    pub source_note: String,
     /// Bytes of the snapshot received or loaded.
     pub snapshot_bytes: u64,
     /// Bytes of the snapshot.
@@ -72,6 +74,8 @@ pub struct OrphanView {
     pub last_time_ms: u64,
     /// Why they were cut off.
     pub reason: String,
+    /// Names of some of the keys that they write.
+    pub keys: Vec<String>,
     /// Where they are.
     pub path: String,
 }
@@ -113,6 +117,10 @@ pub struct Status {
     pub rebuilds: u64,
     /// Interruptions of the log: each makes a full sync of targets below it necessary.
     pub gaps: u64,
+    /// Bytes of ops that wait in memory for the log's disk.
+    pub queue_bytes: u64,
+    /// Most that may wait there; then the tap waits, and the server's own buffer fills.
+    pub queue_max_bytes: u64,
     /// Free bytes on the log's disk.
     pub disk_free_bytes: u64,
     /// Seconds until the disk is full at the rate of the last minutes; -1: not in sight.

@@ -23,6 +23,8 @@ enum Since {
     Always,
     R62,
     R70,
+    /// SET with a comparison: Valkey 8.1.
+    IfEq,
     /// Expiries of hash fields: Redis 7.4, Valkey 9.0.
     Fields,
     /// HSETEX and its like: Redis 8.0, Valkey 9.0.
@@ -35,6 +37,7 @@ impl Since {
             Self::Always => true,
             Self::R62 => program.since((6, 2), (0, 0)),
             Self::R70 => program.since((7, 0), (0, 0)),
+            Self::IfEq => program.since((99, 0), (8, 1)),
             Self::Fields => program.since((7, 4), (9, 0)),
             Self::FieldsEx => program.since((8, 0), (9, 0)),
         }
@@ -73,6 +76,28 @@ const CASES: &[(Since, &str)] = &[
     (Since::Always, "RESTORE k @m @d ABSTTL"),
     (Since::Always, "RESTORE k @m @d ABSTTL REPLACE IDLETIME 7"),
     (Since::Always, "RESTORE k 100123 @d FREQ 7"),
+    (Since::Always, "SET k v PX 100123; SET k w XX PX 70123"),
+    (Since::Always, "SETEX k 100 v; EXPIRE k -1"),
+    (Since::Always, "SETEX k 100 v; EXPIREAT k 1; SETEX k 50 w"),
+    (Since::Always, "SET k v; RESTORE k 1 @d ABSTTL REPLACE; EXISTS k"),
+    (Since::Always, "SADD a b; SADD k z; EXPIRE k 100; SUNIONSTORE k a"),
+    (Since::Always, "SET a b; SETEX k 100 z; BITOP NOT k a"),
+    (Since::Always, "PFADD a b; PFADD k z; EXPIRE k 100; PFMERGE k a"),
+    (Since::Always, "ZADD a 1 b; ZADD k 1 z; EXPIRE k 100; ZUNIONSTORE k 1 a"),
+    (Since::Always, "GEOADD a 13 38 b; ZADD k 1 z; EXPIRE k 100; GEORADIUS a 13 38 9 km STORE k"),
+    (Since::Always, "SETEX a 100 v; SETEX k 50 w; RENAME a k"),
+    (Since::Always, "SETEX a 100 v; RENAMENX a k"),
+    (Since::Always, "SETEX k 100 v; MSET k w a b"),
+    (Since::Always, "SETEX k 100 v; DEL k; SET k w"),
+    (Since::R62, "SET k v; GETEX k PXAT 1"),
+    (Since::R62, "SETEX k 100 v; GETDEL k; SET k w"),
+    (Since::R62, "GEOADD a 13 38 b; ZADD k 1 z; EXPIRE k 100; GEOSEARCHSTORE k a FROMMEMBER b BYRADIUS 9 km"),
+    (Since::R62, "ZADD a 1 b; ZADD k 1 z; EXPIRE k 100; ZRANGESTORE k a 0 -1"),
+    (Since::R62, "SETEX k 50 v; SETEX a 100 w; COPY a k REPLACE"),
+    (Since::R70, "SET k v; SET k w PXAT 1; EXISTS k"),
+    (Since::IfEq, "SET k v; SET k w IFEQ v EX 100"),
+    (Since::IfEq, "SETEX k 100 v; SET k w IFEQ v KEEPTTL"),
+    (Since::IfEq, "SETEX k 100 PX; SET k w IFEQ PX PX 70123"),
     (Since::R62, "SET k v EXAT @s"),
     (Since::R62, "SET k v PXAT @m"),
     (Since::R62, "SET k v; SET k w GET PX 100123"),
@@ -124,6 +149,9 @@ const CASES: &[(Since, &str)] = &[
     (Since::FieldsEx, "HSET k f 1 g 2; HGETEX k PXAT @m FIELDS 2 f g"),
     (Since::FieldsEx, "HSETEX k EX 100 FIELDS 2 f 1 g 2; HGETEX k PERSIST FIELDS 1 g"),
     (Since::FieldsEx, "HSETEX k EX 100 FIELDS 2 f 1 g 2; HGETDEL k FIELDS 1 g"),
+    (Since::FieldsEx, "HSETEX k EX 100 FIELDS 2 f 1 g 2; HSETEX k PXAT 1 FIELDS 1 f 3"),
+    (Since::FieldsEx, "HSETEX k EX 100 FIELDS 2 f 1 g 2; HGETEX k PXAT 1 FIELDS 1 f"),
+    (Since::Fields, "HSET k f 1 g 2; HPEXPIRE k 0 FIELDS 2 f g; HSET k f 3"),
 ];
 
 fn now_ms() -> i64 {

@@ -156,6 +156,23 @@ fn ops_are_shown_as_redis_cli_would() {
 }
 
 #[test]
+fn long_arguments_are_cut_unless_asked_for() {
+    let mut t = TestLog::new(16 << 20);
+    let value = vec![b'v'; 5 << 20];
+    t.append(&[&[b"SET", b"k", &value]]);
+    let shown = format!("\"SET\" \"k\" \"{}\"...({} bytes)\n", "v".repeat(1024), value.len());
+    for args in [vec!["dump", t.path()], vec!["tail", t.path(), "-n", "1"]] {
+        let (code, out, _) = run(&args);
+        assert!(code == 0 && out.ends_with(&shown), "{}", &out[out.len().saturating_sub(100)..]);
+        let (_, out, _) = run(&[args.as_slice(), &["--full"]].concat());
+        assert!(out.len() > value.len() && out.ends_with("v\"\n"));
+    }
+    let (_, out, _) = run(&["dump", t.path(), "--json"]);
+    let line: serde_json::Value = serde_json::from_str(out.trim_end()).unwrap();
+    assert_eq!(line["args"][2].as_str().unwrap().len(), value.len());
+}
+
+#[test]
 fn ops_are_chosen_by_id_time_origin_and_number() {
     let mut t = TestLog::new(4096);
     t.fill(100);
@@ -456,7 +473,7 @@ fn orphans_are_listed_and_shown() {
     let (code, out, _) = run(&["orphans", t.path()]);
     assert_eq!((code, out.lines().count()), (0, 1));
     let expected = format!("{} ops {} to {} (15 ops, ", info.id, at + 1, info.last_op);
-    assert!(out.starts_with(&expected) && out.trim_end().ends_with(": not at the source"), "{out}");
+    assert!(out.starts_with(&expected) && out.contains(": not at the source; keys: "), "{out}");
     let (code, out, err) = run(&["orphans", t.path(), "--show", &info.id]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert_eq!(out.lines().collect::<Vec<_>>(), all[25..]);

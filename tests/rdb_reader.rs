@@ -185,7 +185,7 @@ fn restore_in_pieces(target: &mut Server, contents: &Contents, options: PieceOpt
             cut += 1;
             for command in pieces {
                 let command = command.unwrap();
-                assert!(command.len() <= 2 * options.max_elements + 5);
+                assert!(command[0] == b"XADD" || command.len() <= 2 * options.max_elements + 5);
                 commands.push(command);
             }
             if k.expire_ms.is_some() {

@@ -13,7 +13,7 @@ use redisdr::store::{Fs, Log, StoreError};
 use store_support::drive::{
     differs, entries, history, options, read_all, read_some, workload, Model, Run, Step, DIR,
 };
-use store_support::memfs::{Cut, Fault, MemFs};
+use store_support::memfs::{Cut, Fault, MemFs, State};
 use store_support::Rng;
 
 const SEGMENT: u64 = 4096;
@@ -48,8 +48,14 @@ fn run_into(fs: &Arc<MemFs>) -> Outcome {
 fn heal(fs: &Arc<MemFs>, log: &Arc<Log>, gap: bool, before: &Model, after: &Model, what: &str) {
     let next = log.written() + if gap { 1000 } else { 1 };
     let current = log.lineage().current().or(after.lineage.current()).unwrap().history;
-    log.revive(if gap { history(77) } else { current }, next)
-        .unwrap_or_else(|e| panic!("{what}: not revived: {e}"));
+    fs.record();
+    let revived = if !gap && next.is_multiple_of(2) && log.poisoned().is_some() && !log.lineage().is_empty() {
+        log.resume()
+    } else {
+        log.revive(if gap { history(77) } else { current }, next)
+    };
+    revived.unwrap_or_else(|e| panic!("{what}: not revived: {e}"));
+    cut_off_while_revived(&fs.take_past(), gap.then_some(next), before, after, what);
     assert!(log.poisoned().is_none(), "{what}");
     assert_eq!(log.written(), next - 1, "{what}");
     let kept = read_all(log);
@@ -69,6 +75,34 @@ fn heal(fs: &Arc<MemFs>, log: &Arc<Log>, gap: bool, before: &Model, after: &Mode
     assert!(report.torn.is_none(), "{what}: {report:?}");
     assert!(read_all(&again) == all, "{what}: not the same after a power cut");
     assert_eq!(again.lineage(), log.lineage(), "{what}");
+}
+
+/// The power fails while the log is revived: what is there is the log from before, or it begins above the gap.
+fn cut_off_while_revived(past: &[State], gap: Option<u64>, before: &Model, after: &Model, what: &str) {
+    for (i, state) in past.iter().enumerate() {
+        for cut in [Cut::Keep, Cut::Any(i as u64)] {
+            let what = format!("{what}, cut off at {i} of the revival, {cut:?}");
+            let image = MemFs::from_state(state.image(cut));
+            let dyn_image = Arc::clone(&image) as Arc<dyn Fs>;
+            let (log, _) = Log::open(Path::new(DIR), options(SEGMENT), dyn_image)
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+            let begins = (log.oldest(), log.written() + 1);
+            if gap.is_some_and(|next| begins == (next, next)) {
+                continue;
+            }
+            let (mut before, mut after) = (before.clone(), after.clone());
+            for model in [&mut before, &mut after] {
+                // The manifest of a cleaning may have reached the disk, though its save failed.
+                if log.oldest() > model.oldest && model.entries.iter().any(|e| e.first == log.oldest()) {
+                    model.oldest = log.oldest();
+                    model.entries.retain(|e| e.first >= log.oldest());
+                }
+            }
+            if let Some(wrong) = differs(&log, &before, &after, image.as_ref(), Path::new(DIR)) {
+                panic!("{what}: {wrong}");
+            }
+        }
+    }
 }
 
 fn every_change_fails_once(errno: i32, times: usize) {

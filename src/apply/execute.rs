@@ -172,6 +172,8 @@ fn kind(argv: &[&[u8]]) -> Kind {
         // CLUSTER SETSLOT, which Valkey propagates, is about the nodes of the source's cluster.
         7 if is(b"CLUSTER") => Kind::Skip,
         8 if is(b"REPLCONF") => Kind::Skip,
+        // What a master says of itself is for its own replicas.
+        9 if is(b"DR._SHARD") => Kind::Skip,
         _ => Kind::Run,
     }
 }
@@ -238,6 +240,7 @@ mod tests {
             "PUBLISH __sentinel__:hello x",
             "PUBLISH news x",
             "CLUSTER SETSLOT 1 NODE x",
+            "DR._SHARD x",
         ];
         assert_eq!(apply(&lines, &mut r).unwrap(), 3);
         assert_eq!(r.lines, ["@2", "SET a 1", "@3", "INCR a", "PUBLISH news x"]);

@@ -16,6 +16,9 @@
 //! | `RESTORE k n payload`, options kept | `RESTORE k ms payload ABSTTL` |
 //! | the same of a hash with field expiries | `DEL`, `HSET`, `HPEXPIREAT` .., `PEXPIREAT` |
 //!
+//! Two more commands are rewritten, so that what they free is freed by another thread: `DEL` becomes `UNLINK`,
+//! `FLUSHALL` and `FLUSHDB` get `ASYNC`. The dataset and the events are the same.
+//!
 //! Commands that carry an expiry along without naming
 //! it (COPY, RENAME, MOVE, SWAPDB, `SET KEEPTTL`, PERSIST, HPERSIST) need nothing: what they carry is held already.
 //!
@@ -131,6 +134,11 @@ pub fn rewrite<'a>(argv: &[&'a [u8]], clock: &Clock) -> Rewrite<'a> {
         b"HGETEX" => expiry_hash::with_fields(argv, 1, clock),
         b"RESTORE" | b"RESTORE-ASKING" => expiry_keys::restore(argv, clock),
         b"XADD" | b"XTRIM" => super::stream_trim::without_limit(argv),
+        b"DEL" if argv.len() > 1 => {
+            let keys = argv.iter().skip(1).map(|key| Cow::Borrowed(*key));
+            Rewrite::One(std::iter::once(Cow::Borrowed(&b"UNLINK"[..])).chain(keys).collect())
+        }
+        b"FLUSHALL" | b"FLUSHDB" => Rewrite::One(vec![Cow::Borrowed(*name), Cow::Borrowed(b"ASYNC")]),
         _ => Rewrite::Same,
     }
 }

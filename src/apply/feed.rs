@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oplog_format::{decode_entry, split_after, Decoded, OpId};
 use parking_lot::Mutex;
 
 use crate::local::{Address, Conn, LocalError, Reply, Secret, Stream};
-use crate::store::{Log, LogReader, ReadError};
+use crate::store::{Log, LogReader, ReadError, StoreError};
 
 /// Entries in flight. More would only lengthen the server's turns: each is up to 256 ops.
 const IN_FLIGHT: usize = 4;
@@ -23,6 +23,10 @@ const IN_FLIGHT_BYTES: usize = 1 << 20;
 const READ_BYTES: usize = 256 * 1024;
 /// Wait before something refused is sent again.
 const AGAIN: Duration = Duration::from_millis(20);
+/// Longest wait before something is sent again to a server that refuses it.
+const AGAIN_MAX: Duration = Duration::from_secs(2);
+/// Something that keeps the feed from applying is shown once it has lasted this long.
+const TROUBLE_SHOWN: Duration = Duration::from_secs(2);
 /// How often a wait looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -58,7 +62,18 @@ struct Inner {
     stop: AtomicBool,
     applied: AtomicU64,
     entries: AtomicU64,
+    /// Since when the server answers with an error, and which.
+    trouble: Mutex<Option<(Instant, String)>>,
+    in_trouble: AtomicBool,
     stream: Mutex<Option<Stream>>,
+}
+
+impl Inner {
+    fn well(&self) {
+        if self.in_trouble.swap(false, Ordering::Relaxed) {
+            *self.trouble.lock() = None;
+        }
+    }
 }
 
 /// A running feed. Stops when dropped.
@@ -96,6 +111,14 @@ impl Feed {
         self.inner.entries.load(Ordering::Relaxed)
     }
 
+    /// What keeps it from applying, where that has lasted; it goes on trying.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.inner.trouble.lock();
+        let (_, error) = trouble.as_ref().filter(|t| t.0.elapsed() > TROUBLE_SHOWN)?;
+        Some(format!("ops are received and not applied, trying on: {error}"))
+    }
+
     /// Ends the feed and waits for its thread. Entries in flight may still be applied.
     pub fn stop(&self) {
         self.inner.stop.store(true, Ordering::Release);
@@ -118,31 +141,44 @@ impl Drop for Feed {
 
 fn run(config: &FeedConfig, inner: &Inner) -> FeedEnd {
     let stopped = || inner.stop.load(Ordering::Acquire);
-    let mut told = false;
+    let mut told = String::new();
+    let mut wait = AGAIN;
     while !stopped() {
-        let mut conn = match Conn::open(&config.addr, &config.secret) {
-            Ok(conn) => conn,
-            Err(e) => {
-                if !std::mem::replace(&mut told, true) {
-                    log::warn!("feed: {e}; trying again");
-                }
-                std::thread::sleep(AGAIN);
-                continue;
-            }
-        };
-        *inner.stream.lock() = conn.stream().try_clone().ok();
-        match session(config, inner, &mut conn) {
+        let entries = inner.entries.load(Ordering::Relaxed);
+        let tried = Conn::open(&config.addr, &config.secret).and_then(|mut conn| {
+            *inner.stream.lock() = conn.stream().try_clone().ok();
+            session(config, inner, &mut conn)
+        });
+        let e = match tried {
             Ok(end) => return end,
-            Err(LocalError::Closed | LocalError::Io(_)) if stopped() => return FeedEnd::Stopped,
-            Err(e) => {
-                if !std::mem::replace(&mut told, true) {
-                    log::warn!("feed: {e}; going on with a new connection");
-                }
-                std::thread::sleep(AGAIN);
-            }
+            Err(_) if stopped() => return FeedEnd::Stopped,
+            Err(e) => e.to_string(),
+        };
+        if inner.entries.load(Ordering::Relaxed) != entries {
+            wait = AGAIN;
         }
+        // What is repeated at each attempt is told once.
+        if told != e {
+            log::warn!("feed: {e}; trying again");
+            told.clone_from(&e);
+        }
+        let mut trouble = inner.trouble.lock();
+        let since = trouble.as_ref().map_or_else(Instant::now, |t| t.0);
+        *trouble = Some((since, e));
+        drop(trouble);
+        inner.in_trouble.store(true, Ordering::Relaxed);
+        pause(inner, wait);
+        wait = (wait * 2).min(AGAIN_MAX);
     }
     FeedEnd::Stopped
+}
+
+/// Waits, unless the feed is stopped.
+fn pause(inner: &Inner, wait: Duration) {
+    let until = Instant::now() + wait;
+    while Instant::now() < until && !inner.stop.load(Ordering::Acquire) {
+        std::thread::sleep(AGAIN);
+    }
 }
 
 /// Asks the server for its position until it has one to tell.
@@ -195,7 +231,13 @@ struct Session<'a> {
 }
 
 fn session(config: &FeedConfig, inner: &Inner, conn: &mut Conn) -> Result<FeedEnd, LocalError> {
-    let failed = |e: ReadError| Ok(FeedEnd::Failed(format!("own log: {e}")));
+    let failed = |e: ReadError| match e {
+        // A disk may work again, a cut be finished.
+        ReadError::Store(StoreError::Io { .. } | StoreError::Poisoned(_)) => {
+            Err(LocalError::Source(format!("own log: {e}")))
+        }
+        e => Ok(FeedEnd::Failed(format!("own log: {e}"))),
+    };
     let mut s = Session { inner, conn, due: VecDeque::new(), due_bytes: 0 };
     'position: loop {
         let Some(at) = position(inner, s.conn)? else {
@@ -221,6 +263,7 @@ fn session(config: &FeedConfig, inner: &Inner, conn: &mut Conn) -> Result<FeedEn
             }
             if frames.is_empty() {
                 if s.due.is_empty() {
+                    inner.well();
                     config.log.wait_written(reader.position() - 1, TICK);
                     continue;
                 }
@@ -306,6 +349,7 @@ impl Session<'_> {
                 if let Some(last) = last {
                     self.inner.applied.store(last, Ordering::Release);
                     self.inner.entries.fetch_add(1, Ordering::Relaxed);
+                    self.inner.well();
                 }
                 Ok(Next::Go)
             }

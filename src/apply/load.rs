@@ -1,10 +1,11 @@
 //! Loads a verified RDB file into the own server: DR._LOAD BEGIN, functions, keys in batches, END.
 //!
-//! Large collections and hashes with field expiries are loaded by their own commands, the rest by RESTORE. What
-//! cannot be cut and so holds the server up for as long as it is large: strings, streams and module values.
+//! Large collections and hashes with field expiries are loaded by their own commands, large strings by
+//! DR._LOAD PART and TEXT, the rest by RESTORE. What cannot be cut and so holds the server up for as long as it is
+//! large: module values, and the pending entries of a stream's groups.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,12 +14,32 @@ use oplog_format::{codec, Lineage, OpId};
 use super::ttl::{hold, released, HOLD_FIELD_MS};
 use crate::local::{Conn, LocalError, Reply};
 use crate::snapshot::reader::Key;
-use crate::snapshot::{pieces, restore_payload, Event, Flavor, PieceOptions, RdbReader, SnapshotError};
+use crate::snapshot::split::Command;
+use crate::snapshot::{
+    pieces, pieces_of_file, restore_payload, Event, Flavor, PieceOptions, RdbReader, SnapshotError,
+    TextPieces,
+};
 
+/// Type of strings in a file.
+const STRING: u8 = 0;
 /// Keys of one command.
 const BATCH_KEYS: usize = 64;
 /// Bytes of one command, above which a key comes alone.
 const BATCH_BYTES: usize = 128 * 1024;
+/// Values of more than so many bytes are read from the file piece by piece, and not kept in memory.
+const KEEP_BYTES: usize = 1024 * 1024;
+/// Strings of so many bytes are cut.
+const TEXT_BYTES: u64 = 1024 * 1024;
+/// Bytes of a piece of a string.
+const PART_BYTES: usize = 256 * 1024;
+/// Bytes of a string that may wait to be put in their place.
+const AHEAD_BYTES: u64 = 8 * 1024 * 1024;
+/// Commands of the server in one command of ours.
+const BATCH_COMMANDS: usize = 256;
+/// Their arguments, above which a command comes alone: each costs about as much as an element.
+const BATCH_ARGS: usize = 2048;
+/// How often it is asked whether a string is complete.
+const ASK: std::time::Duration = std::time::Duration::from_millis(2);
 /// Commands in flight.
 const IN_FLIGHT: usize = 4;
 
@@ -115,9 +136,20 @@ struct Batch {
 
 struct Loader<'a> {
     conn: &'a mut Conn,
+    path: &'a Path,
+    stop: &'a AtomicBool,
+    tell: &'a mut dyn FnMut(LoadProgress),
     due: usize,
     batch: Batch,
     progress: LoadProgress,
+}
+
+/// Commands that go together, with their number of bytes and arguments.
+#[derive(Default)]
+struct Run {
+    commands: Vec<Command>,
+    bytes: usize,
+    args: usize,
 }
 
 /// Loads the file. The server's dataset is then what the file holds, at `plan.op_id`.
@@ -128,13 +160,14 @@ pub fn load(
     plan: &LoadPlan<'_>,
     conn: &mut Conn,
     stop: &AtomicBool,
-    progress: &mut dyn FnMut(LoadProgress),
+    tell: &mut dyn FnMut(LoadProgress),
 ) -> Result<LoadProgress, LoadError> {
     let file =
         File::open(plan.path).map_err(|e| SnapshotError::Io { offset: 0, source: e }.in_file(plan.path))?;
-    let mut reader = RdbReader::new(BufReader::with_capacity(1 << 20, file));
+    let mut reader = RdbReader::new(BufReader::with_capacity(1 << 20, file)).keep_at_most(KEEP_BYTES);
     let batch = Batch { db: 0, keys: Vec::new(), bytes: 0 };
-    let mut loader = Loader { conn, due: 0, batch, progress: LoadProgress::default() };
+    let progress = LoadProgress::default();
+    let mut loader = Loader { conn, path: plan.path, stop, tell, due: 0, batch, progress };
     let whole = plan.only_before.is_none();
     if whole {
         loader.call(&[b"DR._LOAD", b"BEGIN"])?;
@@ -160,7 +193,7 @@ pub fn load(
                 if plan.takes(&key, flavor) {
                     loader.key(&key, flavor, rdb_version, whole)?;
                 }
-                progress(loader.progress);
+                (loader.tell)(loader.progress);
             }
             Some(_) => {}
         }
@@ -172,7 +205,7 @@ pub fn load(
     }
     let lineage = codec::encode(plan.lineage).map_err(|e| LoadError::Refused(e.to_string()))?;
     loader.call(&[b"DR._LOAD", b"END", plan.op_id.to_string().as_bytes(), &lineage])?;
-    progress(loader.progress);
+    (loader.tell)(loader.progress);
     Ok(loader.progress)
 }
 
@@ -186,27 +219,131 @@ impl Loader<'_> {
 
     fn key(&mut self, key: &Key<'_>, flavor: Flavor, rdb_version: u16, fresh: bool) -> Result<(), LoadError> {
         let options = PieceOptions { field_hold_ms: Some(HOLD_FIELD_MS), ..PieceOptions::default() };
-        let expiry = expiry_to_set(key);
-        let Some(commands) = pieces(flavor, key.type_byte, key.value, key.key, options) else {
-            let mut payload = Vec::new();
-            restore_payload(key.type_byte, key.value, rdb_version, &mut payload);
-            return self.add(key.db, key.key.to_vec(), expiry.unwrap_or(-1), payload);
+        let in_memory = key.value.len() as u64 == key.value_len;
+        let span = (key.value_at, key.value_len);
+        if key.type_byte == STRING && key.value_len > 0 {
+            let text = match in_memory {
+                true => TextPieces::of(key.value)?,
+                false => TextPieces::of_file(self.path, span)?,
+            };
+            if let Some(text) = text.filter(|t| t.len() >= TEXT_BYTES) {
+                return self.text(key, text, fresh, if in_memory { key.value_at } else { 0 });
+            }
+        }
+        let commands = match in_memory {
+            true => pieces(flavor, key.type_byte, key.value, key.key, options),
+            false => pieces_of_file((flavor, key.type_byte), self.path, span, key.key, options)?,
         };
-        self.flush()?;
+        let Some(mut commands) = commands else { return self.whole(key, rdb_version, in_memory) };
+        self.replace(key, fresh)?;
         let db = key.db.to_string();
-        if !fresh {
-            self.command(&db, &[b"UNLINK", key.key])?;
-        }
-        for command in commands {
+        let mut run = Run::default();
+        while let Some(command) = commands.next() {
             let command = command?;
-            let argv: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
-            self.command(&db, &argv)?;
+            let bytes = command.iter().map(Vec::len).sum::<usize>();
+            let full = run.args + command.len() > BATCH_ARGS || run.bytes + bytes > BATCH_BYTES;
+            if full || run.commands.len() >= BATCH_COMMANDS {
+                self.run(&db, &mut run)?;
+                self.at(commands.offset() + if in_memory { key.value_at } else { 0 })?;
+            }
+            run.bytes += bytes;
+            run.args += command.len();
+            run.commands.push(command);
         }
-        if let Some(ms) = expiry {
-            self.command(&db, &[b"PEXPIREAT", key.key, ms.to_string().as_bytes()])?;
+        self.run(&db, &mut run)?;
+        self.loaded(key)
+    }
+
+    /// Bytes of the file that are done with.
+    fn at(&mut self, bytes: u64) -> Result<(), LoadError> {
+        self.progress.bytes = bytes;
+        (self.tell)(self.progress);
+        if self.stop.load(Ordering::Acquire) {
+            return Err(LoadError::Stopped);
+        }
+        Ok(())
+    }
+
+    /// Before the first piece: nothing to add to.
+    fn replace(&mut self, key: &Key<'_>, fresh: bool) -> Result<(), LoadError> {
+        self.flush()?;
+        if !fresh {
+            self.command(&key.db.to_string(), &[b"UNLINK", key.key])?;
+        }
+        Ok(())
+    }
+
+    /// After the last piece.
+    fn loaded(&mut self, key: &Key<'_>) -> Result<(), LoadError> {
+        if let Some(ms) = expiry_to_set(key) {
+            let ms = ms.to_string();
+            self.command(&key.db.to_string(), &[b"PEXPIREAT", key.key, ms.as_bytes()])?;
         }
         self.progress.keys += 1;
         Ok(())
+    }
+
+    /// A value by RESTORE.
+    fn whole(&mut self, key: &Key<'_>, rdb_version: u16, in_memory: bool) -> Result<(), LoadError> {
+        let mut payload = Vec::new();
+        if in_memory {
+            restore_payload(key.type_byte, key.value, rdb_version, &mut payload);
+        } else {
+            let io = |source| SnapshotError::Io { offset: key.value_at, source }.in_file(self.path);
+            let mut value = Vec::new();
+            let mut file = File::open(self.path).map_err(io)?;
+            file.seek(SeekFrom::Start(key.value_at)).map_err(io)?;
+            file.take(key.value_len).read_to_end(&mut value).map_err(io)?;
+            restore_payload(key.type_byte, &value, rdb_version, &mut payload);
+        }
+        self.add(key.db, key.key.to_vec(), expiry_to_set(key).unwrap_or(-1), payload)
+    }
+
+    /// A string piece by piece; `base` is added to where they are.
+    fn text(
+        &mut self,
+        key: &Key<'_>,
+        mut text: TextPieces<'_>,
+        fresh: bool,
+        base: u64,
+    ) -> Result<(), LoadError> {
+        self.replace(key, fresh)?;
+        let total = text.len().to_string();
+        let mut at = 0u64;
+        while at < text.len() {
+            let piece = text.next(PART_BYTES)?;
+            let place = at.to_string();
+            at += piece.len() as u64;
+            let argv: [&[u8]; 5] = [b"DR._LOAD", b"PART", total.as_bytes(), place.as_bytes(), &piece];
+            self.send(&argv, IN_FLIGHT - 1)?;
+            self.at(base + text.offset())?;
+            // The server's main thread must find the string complete, and what waits must not add up.
+            if at == text.len() || at % AHEAD_BYTES < PART_BYTES as u64 {
+                self.settle(0)?;
+                while self.conn.call(&[b"DR._LOAD", b"READY"])? != Reply::Int(1) {
+                    std::thread::sleep(ASK);
+                }
+            }
+        }
+        let db = key.db.to_string();
+        self.send(&[b"DR._LOAD", b"TEXT", db.as_bytes(), key.key, total.as_bytes()], 0)?;
+        self.loaded(key)
+    }
+
+    /// Sends the commands and empties the run.
+    fn run(&mut self, db: &str, run: &mut Run) -> Result<(), LoadError> {
+        let commands = std::mem::take(run).commands;
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let counts: Vec<String> = commands.iter().map(|c| c.len().to_string()).collect();
+        let mut argv: Vec<&[u8]> = vec![b"DR._LOAD", b"CMDS", db.as_bytes()];
+        for (command, count) in commands.iter().zip(&counts) {
+            argv.push(count.as_bytes());
+            argv.extend(command.iter().map(Vec::as_slice));
+        }
+        // The server runs all that has arrived in one turn, and a run is long already.
+        self.send(&argv, 1)
     }
 
     /// Sends one command of the server, without waiting for its reply.

@@ -7,6 +7,7 @@ mod expiry_keys;
 pub mod feed;
 pub mod load;
 pub mod rebase;
+pub mod release_key;
 mod stream_trim;
 pub mod ttl;
 pub mod wire;
@@ -25,5 +26,17 @@ impl ServerCaps {
     #[must_use]
     pub fn set_pxat(self) -> bool {
         self.valkey || self.version >= 0x06_02_00
+    }
+
+    /// Whether it is that version, as 0x00MMmmpp, or a later one. Those of Valkey follow on Redis 7.2.
+    #[must_use]
+    pub fn since(self, version: u32) -> bool {
+        self.version >= version
+    }
+
+    /// Whether fields of hashes may expire.
+    #[must_use]
+    pub fn has_timed_fields(self) -> bool {
+        self.version >= if self.valkey { 0x09_00_00 } else { 0x07_04_00 }
     }
 }

@@ -16,8 +16,8 @@
 //! order of expiries is kept, so GT and LT decide as they did at the source. Only Redis 6.0 stores expiries
 //! below 0, after an overflow, and such a key never expires there.
 //!
-//! What a linked target shows besides: a key whose true expiry is past stays readable until the source's own
-//! DEL arrives, where a native replica hides it. DUMP of a hash shows its field expiries held, INFO keyspace a
+//! What a linked target shows besides: a field whose true expiry is past stays readable until the source's own
+//! HDEL arrives, where a native replica hides it. DUMP of a hash shows its field expiries held, INFO keyspace a
 //! held `avg_ttl`.
 
 /// Added to the expiry of keys, in milliseconds: about 63,000 years. A multiple of 1000.

@@ -37,6 +37,33 @@ pub enum LoadCommand<'a> {
         /// The command.
         argv: Vec<&'a [u8]>,
     },
+    /// Runs commands, one after the other.
+    Commands {
+        /// Database.
+        db: u32,
+        /// The commands.
+        all: Vec<Vec<&'a [u8]>>,
+    },
+    /// A piece of a string that is being put together.
+    Part {
+        /// Bytes of the whole string.
+        total: u64,
+        /// Where the piece belongs; 0 begins a string.
+        at: u64,
+        /// The piece.
+        bytes: &'a [u8],
+    },
+    /// Asks whether the string is complete.
+    Ready,
+    /// Makes a key of the string.
+    Text {
+        /// Database.
+        db: u32,
+        /// The key's name.
+        key: &'a [u8],
+        /// Bytes of the string.
+        total: u64,
+    },
     /// The dataset is whole and stands at this op.
     End {
         /// Last op in it.
@@ -101,6 +128,21 @@ pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
         (b"CMD", [db, argv @ ..]) if !argv.is_empty() => {
             Ok(LoadCommand::Command { db: number(db, "database")?, argv: argv.to_vec() })
         }
+        (b"CMDS", [db, rest @ ..]) if !rest.is_empty() => {
+            Ok(LoadCommand::Commands { db: number(db, "database")?, all: commands(rest)? })
+        }
+        (b"PART", [total, at, bytes]) => {
+            let (total, at) = (number(total, "length")?, number(at, "place")?);
+            let end = (bytes.len() as u64).checked_add(at);
+            match !bytes.is_empty() && end.is_some_and(|end| end <= total) {
+                true => Ok(LoadCommand::Part { total, at, bytes }),
+                false => Err("a piece beyond its string".to_owned()),
+            }
+        }
+        (b"READY", []) => Ok(LoadCommand::Ready),
+        (b"TEXT", [db, key, total]) => {
+            Ok(LoadCommand::Text { db: number(db, "database")?, key, total: number(total, "length")? })
+        }
         (b"END", [op, lineage]) => Ok(LoadCommand::End {
             op_id: number(op, "op id")?,
             lineage: codec::decode(lineage).map_err(|e| e.to_string())?,
@@ -109,8 +151,23 @@ pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
             history: History::from_bytes(history).map_err(|e| e.to_string())?,
             first_op: number(op, "op id")?,
         }),
-        _ => Err("DR._LOAD TRY | BEGIN | KEYS | CMD | END | HISTORY".to_owned()),
+        _ => Err("DR._LOAD TRY | BEGIN | KEYS | CMD | CMDS | PART | READY | TEXT | END | HISTORY".to_owned()),
     }
+}
+
+/// Commands, each behind the number of its arguments.
+fn commands<'a>(mut rest: &[&'a [u8]]) -> Result<Vec<Vec<&'a [u8]>>, String> {
+    let mut all = Vec::new();
+    while let Some((count, args)) = rest.split_first() {
+        let count: usize = number(count, "number of arguments")?;
+        let (argv, others) = args.split_at_checked(count).ok_or("arguments are missing")?;
+        if argv.is_empty() {
+            return Err("a command without a name".to_owned());
+        }
+        all.push(argv.to_vec());
+        rest = others;
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -130,7 +187,17 @@ mod tests {
         let lineage = codec::encode(&Lineage::default()).unwrap();
         let end: [&[u8]; 4] = [b"DR._LOAD", b"END", b"77", &lineage];
         assert_eq!(decode_load(&end), Ok(LoadCommand::End { op_id: 77, lineage: Lineage::default() }));
+        let two: [&[u8]; 9] = [b"DR._LOAD", b"CMDS", b"1", b"2", b"DEL", b"k", b"1", b"PING", b"0"];
+        let all = vec![vec![&b"DEL"[..], b"k"], vec![&b"PING"[..]]];
+        assert_eq!(decode_load(&two[..8]), Ok(LoadCommand::Commands { db: 1, all }));
+        let part: [&[u8]; 5] = [b"DR._LOAD", b"PART", b"5", b"3", b"de"];
+        assert_eq!(decode_load(&part), Ok(LoadCommand::Part { total: 5, at: 3, bytes: b"de" }));
         for bad in [
+            &two[..],
+            &two[..6].iter().chain(&[&b"5"[..]]).copied().collect::<Vec<_>>(),
+            &[b"DR._LOAD", b"PART", b"5", b"4", b"de"],
+            &[b"DR._LOAD", b"PART", b"5", b"4", b""],
+            &[b"DR._LOAD", b"PART", b"5", b"18446744073709551615", b"x"],
             &[&b"DR._LOAD"[..], b"KEYS", b"3", b"k", b"-1"][..],
             &[b"DR._LOAD", b"KEYS", b"x", b"k", b"-1", b"p"],
             &[b"DR._LOAD", b"KEYS", b"0"],

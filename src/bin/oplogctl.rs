@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use redisdr::ctl::dump::Filter;
 use redisdr::ctl::{self, CtlError, Progress};
 
 /// Reads the oplog of a redisdr node. Never changes a log, never locks it: the server may be running.
@@ -47,9 +48,8 @@ enum Command {
         /// Go on with those that come
         #[arg(short, long)]
         follow: bool,
-        /// One JSON object a line
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        form: FormArgs,
     },
     /// Lists the ops that were cut off the log because the source does not have them
     Orphans {
@@ -61,6 +61,9 @@ enum Command {
         /// One JSON object a line
         #[arg(long, requires = "show")]
         json: bool,
+        /// Long arguments as a whole
+        #[arg(long, requires = "show")]
+        full: bool,
     },
     /// Copies an RDB without the module's field, for a server without the module
     StripRdb {
@@ -91,12 +94,21 @@ struct FilterArgs {
     /// At most so many ops
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// One JSON object a line; an argument that is no UTF-8 becomes {"hex": ...}
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    form: FormArgs,
 }
 
-impl From<FilterArgs> for ctl::dump::Filter {
+#[derive(Args)]
+struct FormArgs {
+    /// One JSON object a line, arguments as a whole; one that is no UTF-8 becomes {"hex": ...}
+    #[arg(long)]
+    json: bool,
+    /// Arguments as a whole; without this text shows the first 1024 bytes of one, and its length
+    #[arg(long)]
+    full: bool,
+}
+
+impl From<FilterArgs> for Filter {
     fn from(a: FilterArgs) -> Self {
         Self {
             from: a.from,
@@ -105,7 +117,8 @@ impl From<FilterArgs> for ctl::dump::Filter {
             until: a.until,
             service_id: a.service_id,
             limit: a.limit,
-            json: a.json,
+            json: a.form.json,
+            full: a.form.full,
         }
     }
 }
@@ -122,11 +135,14 @@ fn run(command: Command, out: &mut impl Write) -> Result<bool, CtlError> {
             ctl::verify::run(&dir, out, &mut progress)
         }
         Command::Dump { dir, filter } => ctl::dump::run(&dir, &filter.into(), out, err),
-        Command::Tail { dir, lines, follow, json } => {
-            ctl::dump::tail(&dir, lines, follow.then_some(POLL), json, out, err)
+        Command::Tail { dir, lines, follow, form } => {
+            let how = Filter { json: form.json, full: form.full, ..Filter::default() };
+            ctl::dump::tail(&dir, lines, follow.then_some(POLL), &how, out, err)
         }
         Command::Orphans { dir, show: None, .. } => ctl::orphans::list(&dir, out),
-        Command::Orphans { dir, show: Some(id), json } => ctl::orphans::show(&dir, &id, json, out, err),
+        Command::Orphans { dir, show: Some(id), json, full } => {
+            ctl::orphans::show(&dir, &id, &Filter { json, full, ..Filter::default() }, out, err)
+        }
         Command::StripRdb { input, output } => ctl::strip::run(&input, &output, out).map(|()| true),
     }
 }

@@ -28,6 +28,8 @@ use crate::local::{Conn, LocalError, Reply, Stream};
 pub const TAP_PORT: u32 = 99_999;
 /// The same for the connection that makes the server create its backlog.
 const STARTER_PORT: u32 = 99_998;
+/// PSYNC as the tap spells it. Servers ignore the case; the command filter tells the tap from replicas by it.
+pub const TAP_PSYNC: &[u8] = b"pSYNC";
 /// How often a continuation is asked for.
 const TRIES: u32 = 20;
 /// Deadline of each single step; each is a matter of milliseconds on a server that answers.
@@ -230,7 +232,7 @@ fn replica_conn(dial: &Dial, port: u32) -> Result<Conn, AttachError> {
 }
 
 fn psync(conn: &mut Conn, id: &[u8], offset: i64) -> Result<(), AttachError> {
-    conn.push(&[b"PSYNC", id, offset.to_string().as_bytes()]);
+    conn.push(&[TAP_PSYNC, id, offset.to_string().as_bytes()]);
     Ok(conn.flush()?)
 }
 
@@ -463,7 +465,8 @@ fn named_db(input: &[u8]) -> Result<Option<(u32, usize)>, AttachError> {
 
 /// Ops whose effect does not depend on the database.
 fn is_neutral(name: &[u8]) -> bool {
-    const NEUTRAL: [&[u8]; 6] = [b"PING", b"MULTI", b"EXEC", b"REPLCONF", b"PUBLISH", b"SPUBLISH"];
+    const NEUTRAL: [&[u8]; 7] =
+        [b"PING", b"MULTI", b"EXEC", b"REPLCONF", b"PUBLISH", b"SPUBLISH", b"DR._SHARD"];
     NEUTRAL.iter().any(|n| name.eq_ignore_ascii_case(n))
 }
 

@@ -30,7 +30,12 @@ pub struct Filter {
     pub limit: Option<u64>,
     /// As JSON, one object a line.
     pub json: bool,
+    /// Long arguments as a whole, in text too.
+    pub full: bool,
 }
+
+/// Bytes that are shown of a longer argument.
+const SHOWN: usize = 1024;
 
 impl Filter {
     fn wants_entry(&self, h: &EntryHeader) -> bool {
@@ -72,7 +77,7 @@ impl<O: Write, E: Write> Printer<'_, O, E> {
             if self.filter.json {
                 op.print_json(&mut self.out)
             } else {
-                op.print(&mut self.out)
+                op.print(if self.filter.full { usize::MAX } else { SHOWN }, &mut self.out)
             }
         });
         match walked {
@@ -136,7 +141,7 @@ pub fn run(dir: &Path, filter: &Filter, out: impl Write, err: impl Write) -> Res
     printer.run(&mut entries, None)
 }
 
-/// `oplogctl tail`: the last `count` ops, and with `follow` those that come.
+/// `oplogctl tail`: the last `count` ops, and with `follow` those that come. Of `how` only the form counts.
 ///
 /// # Errors
 /// Those of the file system, and of `out` and `err`.
@@ -144,14 +149,14 @@ pub fn tail(
     dir: &Path,
     count: u64,
     follow: Option<Duration>,
-    json: bool,
+    how: &Filter,
     out: impl Write,
     err: impl Write,
 ) -> Result<bool, CtlError> {
     let log = LogDir::open(dir)?;
     let from = start_of_tail(&log, count)?;
     let mut entries = Entries::open(log, from.unwrap_or(0))?;
-    let filter = Filter { from, json, ..Filter::default() };
+    let filter = Filter { from, ..how.clone() };
     Printer { filter: &filter, out, err, left: u64::MAX }.run(&mut entries, follow)
 }
 

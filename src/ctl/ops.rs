@@ -22,16 +22,16 @@ pub struct Op<'a> {
 }
 
 impl Op<'_> {
-    /// Writes it as one line of text.
+    /// Writes it as one line of text; of a longer argument than `most` bytes its start.
     ///
     /// # Errors
     /// Those of `out`.
-    pub fn print(&self, out: &mut impl Write) -> io::Result<()> {
+    pub fn print(&self, most: usize, out: &mut impl Write) -> io::Result<()> {
         let meta = self.meta;
         write!(out, "{} {} db={} sid={}", self.id, time::format(meta.time_ms), self.db, meta.service_id)?;
         for arg in self.args {
             out.write_all(b" ")?;
-            text::quote(arg, out)?;
+            text::quote_up_to(arg, most, out)?;
         }
         out.write_all(b"\n")
     }

@@ -17,7 +17,7 @@ pub fn list(dir: &Path, out: &mut impl Write) -> Result<bool, CtlError> {
         match orphan.info {
             Ok(i) => writeln!(
                 out,
-                "{} ops {} to {} ({} ops, {} bytes) written {} to {} cut {}: {}",
+                "{} ops {} to {} ({} ops, {} bytes) written {} to {} cut {}: {}; keys: {}",
                 i.id,
                 i.first_op,
                 i.last_op,
@@ -27,6 +27,7 @@ pub fn list(dir: &Path, out: &mut impl Write) -> Result<bool, CtlError> {
                 time::format(i.last_time_ms),
                 time::format(i.cut_ms),
                 i.reason,
+                i.keys.join(" "),
             )?,
             Err(damage) => {
                 good = false;
@@ -42,11 +43,11 @@ pub fn list(dir: &Path, out: &mut impl Write) -> Result<bool, CtlError> {
 ///
 /// # Errors
 /// [`CtlError::Other`] where there is no such orphan; those of the file system, and of `out` and `err`.
-pub fn show(dir: &Path, id: &str, json: bool, out: impl Write, err: impl Write) -> Result<bool, CtlError> {
+pub fn show(dir: &Path, id: &str, how: &Filter, out: impl Write, err: impl Write) -> Result<bool, CtlError> {
     let orphans = LogDir::open(dir)?.orphans()?;
     let found = orphans.iter().find(|o| o.path.file_name().is_some_and(|n| n == id));
     let Some(orphan) = found else {
         return Err(CtlError::Other(format!("{}: no orphan {id}", dir.display())));
     };
-    dump::run(&orphan.path, &Filter { json, ..Filter::default() }, out, err)
+    dump::run(&orphan.path, how, out, err)
 }

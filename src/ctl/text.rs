@@ -23,6 +23,20 @@ pub fn quote(bytes: &[u8], out: &mut impl Write) -> io::Result<()> {
     out.write_all(b"\"")
 }
 
+/// Writes at most `most` bytes in quotes, and behind them how many there are where that is more.
+///
+/// # Errors
+/// Those of `out`.
+pub fn quote_up_to(bytes: &[u8], most: usize, out: &mut impl Write) -> io::Result<()> {
+    match bytes.get(..most).filter(|_| bytes.len() > most) {
+        None => quote(bytes, out),
+        Some(start) => {
+            quote(start, out)?;
+            write!(out, "...({} bytes)", bytes.len())
+        }
+    }
+}
+
 /// An argument as JSON: a string where it is UTF-8, else an object with its bytes in hex.
 #[must_use]
 pub fn json(bytes: &[u8]) -> serde_json::Value {
@@ -55,6 +69,17 @@ mod tests {
         let mut out = Vec::new();
         quote(b"a \"b\" \\ \r\n\t\x07\x08\x00\x7f\xff", &mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), r#""a \"b\" \\ \r\n\t\a\b\x00\x7f\xff""#);
+    }
+
+    #[test]
+    fn what_is_long_is_cut_and_says_so() {
+        let text = |bytes: &[u8]| {
+            let mut out = Vec::new();
+            quote_up_to(bytes, 4, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(text(b"abcd"), r#""abcd""#);
+        assert_eq!(text(b"abc\xff\0"), r#""abc\xff"...(5 bytes)"#);
     }
 
     #[test]

@@ -38,6 +38,25 @@ fn rules_of(ctx: Ctx, user: &str) -> Option<String> {
     })
 }
 
+/// Whether the caller may run a command of the server, on servers that cannot be asked. Categories are not looked into:
+/// a user who is denied one is taken to lack the command, unless it is granted after that.
+pub fn may_all(ctx: Ctx, command: &str) -> bool {
+    let Some(user) = user_of(ctx, ctx.client_id()) else { return false };
+    user == "(superuser)" || rules_of(ctx, &user).is_some_and(|rules| grants(&rules, command))
+}
+
+fn grants(rules: &str, command: &str) -> bool {
+    rules.split_whitespace().fold(false, |granted, rule| {
+        let (sign, name) = rule.split_at_checked(1).unwrap_or((rule, ""));
+        let named = name.eq_ignore_ascii_case(command);
+        match sign {
+            "+" if named || name.eq_ignore_ascii_case("@all") => true,
+            "-" if named || name.starts_with('@') => false,
+            _ => granted,
+        }
+    })
+}
+
 /// The last rule that speaks of the command decides.
 fn allows(rules: &str, command: &str) -> bool {
     rules.split_whitespace().fold(false, |allowed, rule| {
@@ -54,7 +73,22 @@ fn allows(rules: &str, command: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::allows;
+    use super::{allows, grants};
+
+    #[test]
+    fn a_category_that_is_denied_takes_all_away() {
+        for (rules, may) in [
+            ("+@all", true),
+            ("+@all -@dangerous", false),
+            ("+@all -@dangerous +GET", true),
+            ("-@all +get", true),
+            ("-@all +@read", false),
+            ("+@all -get", false),
+            ("+@all -set", true),
+        ] {
+            assert_eq!(grants(rules, "get"), may, "{rules}");
+        }
+    }
 
     #[test]
     fn the_last_rule_decides() {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use oplog_format::{encode_entry, EntryMeta, EntryRef};
 
 use super::api::Ctx;
-use super::internal::{is_from_master, is_own, is_replayed, refuse};
-use super::{call, plain_set, shared};
+use super::internal::{comes_too_late, is_from_master, is_own, is_replayed, refuse, TOO_LATE};
+use super::{call, plain_set, shared, stage};
 use crate::apply::execute::{apply_entry, ApplyContext, Divergence, Executor};
 use crate::apply::wire::{self, LoadCommand};
 use crate::runtime::gate::GateMode;
@@ -78,6 +78,9 @@ pub fn apply(ctx: Ctx, args: &[&[u8]]) -> c_int {
         return refuse(ctx);
     }
     let Some(shared) = shared() else { return refuse(ctx) };
+    if comes_too_late(ctx) {
+        return ctx.reply_error(TOO_LATE);
+    }
     let entry = match wire::decode_apply(args) {
         Ok(entry) => entry,
         Err(e) => return ctx.reply_error(&format!("ERR {e}")),
@@ -156,10 +159,16 @@ pub fn load(ctx: Ctx, args: &[&[u8]]) -> c_int {
         return refuse(ctx);
     }
     let Some(shared) = shared() else { return refuse(ctx) };
+    if comes_too_late(ctx) {
+        return ctx.reply_error(TOO_LATE);
+    }
     let command = match wire::decode_load(args) {
         Ok(command) => command,
         Err(e) => return ctx.reply_error(&format!("ERR {e}")),
     };
+    if command == LoadCommand::Ready {
+        return ctx.reply_int(stage::is_ready().into());
+    }
     let _caller = Caller::of(ctx);
     let mut exec = Calls { ctx, flags: "!", plain_sets: plain_set::allowed(ctx, shared.caps()) };
     match run_load(ctx, shared, &mut exec, command) {
@@ -191,6 +200,7 @@ fn run_load(
         LoadCommand::Begin => {
             shared.loading_data.store(true, Ordering::Release);
             shared.applied_known.store(false, Ordering::Release);
+            stage::clear();
             ctx.replicate_verbatim();
             if is_replayed(ctx) {
                 return Ok(());
@@ -219,6 +229,22 @@ fn run_load(
         LoadCommand::Command { db, argv } => {
             exec.select(db)?;
             exec.call(&argv)
+        }
+        LoadCommand::Commands { db, all } => {
+            exec.select(db)?;
+            all.iter().try_for_each(|argv| exec.call(argv))
+        }
+        LoadCommand::Part { total, at, bytes } => {
+            stage::part(total, at, bytes)?;
+            ctx.replicate_verbatim();
+            Ok(())
+        }
+        LoadCommand::Ready => Ok(()),
+        LoadCommand::Text { db, key, total } => {
+            exec.select(db)?;
+            stage::set(ctx, shared, key, stage::take(total)?)?;
+            ctx.replicate_verbatim();
+            Ok(())
         }
         LoadCommand::End { op_id, lineage } => {
             shared.applied.store(op_id, Ordering::Release);

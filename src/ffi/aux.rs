@@ -12,7 +12,9 @@ use redis_module::raw;
 use super::api::{api, Ctx, ERR, OK};
 use super::{guarded, shared};
 use crate::runtime::gate::GateMode;
-use crate::runtime::shared::{Mode, ReplicaEvent, Request, FLAG_HELD, FLAG_INCOMPLETE, FLAG_POSITIONED};
+use crate::runtime::shared::{
+    Mode, ReplicaEvent, Request, Shared, FLAG_HELD, FLAG_INCOMPLETE, FLAG_POSITIONED,
+};
 use crate::snapshot::aux::{self as field, AuxContent};
 
 /// Name of the data type whose auxiliary field it is; nine characters, part of the RDB format.
@@ -52,17 +54,19 @@ pub fn content() -> Vec<u8> {
     let ident = shared.ident.load();
     let offset =
         Ctx::NONE.server_info("replication").and_then(|i| i.signed("master_repl_offset")).unwrap_or(0);
-    let (op_id, known) = match ident.mode {
+    let applied_known = shared.applied_known.load(Ordering::Acquire);
+    // A source that still applies its own log does so by DR.APPLY: replicas have to follow it as they do a target.
+    let replays = ident.mode == Mode::Source && !ident.positioned && applied_known;
+    let mode = if replays { Mode::Target } else { ident.mode };
+    let (op_id, known) = match mode {
         Mode::Source | Mode::Replica => (u64::try_from(ident.base + offset).unwrap_or(0), ident.positioned),
-        Mode::Target | Mode::TargetReplica => {
-            (shared.applied.load(Ordering::Acquire), shared.applied_known.load(Ordering::Acquire))
-        }
+        Mode::Target | Mode::TargetReplica => (shared.applied.load(Ordering::Acquire), applied_known),
     };
     let mut flags = 0;
     if known {
         flags |= FLAG_POSITIONED;
     }
-    if ident.held {
+    if ident.held || replays {
         flags |= FLAG_HELD;
     }
     if shared.loading_data.load(Ordering::Acquire) {
@@ -70,7 +74,7 @@ pub fn content() -> Vec<u8> {
     }
     let aux = AuxContent {
         format: field::FORMAT,
-        mode: match ident.mode {
+        mode: match mode {
             Mode::Source => field::Mode::Source,
             Mode::Target | Mode::TargetReplica => field::Mode::Target,
             Mode::Replica => field::Mode::Replica,
@@ -104,17 +108,7 @@ extern "C" fn aux_load(io: *mut raw::RedisModuleIO, encver: c_int, _when: c_int)
         let Some(shared) = shared() else { return OK };
         match AuxContent::decode(&bytes) {
             Ok(aux) => {
-                follow(shared, &aux);
-                let copy = (aux.op_id, crate::runtime::lineage_of(&aux), is_whole_target(&aux));
-                shared.loaded.store(Some(Arc::new(aux)));
-                let loads = shared.loads.fetch_add(1, Ordering::AcqRel) + 1;
-                if let ((op_id, lineage, true), true) = (copy, shared.is_replica.load(Ordering::Acquire)) {
-                    // Ahead of the entries that will follow.
-                    let align = ReplicaEvent::Align { loads, op_id, lineage };
-                    if shared.replica_events.try_send(align).is_err() {
-                        shared.replica_events_lost.store(true, Ordering::Release);
-                    }
-                }
+                take_in(shared, aux);
                 let _ = shared.requests.try_send(Request::Wake("an RDB was loaded"));
                 OK
             }
@@ -127,13 +121,39 @@ extern "C" fn aux_load(io: *mut raw::RedisModuleIO, encver: c_int, _when: c_int)
     })
 }
 
+/// Takes in what an RDB, or the master's stream, says of the dataset at this moment.
+pub fn take_in(shared: &Arc<Shared>, aux: AuxContent) {
+    let aux = Arc::new(aux);
+    follow(shared, &aux);
+    shared.loaded.store(Some(Arc::clone(&aux)));
+    let replica = shared.is_replica.load(Ordering::Acquire);
+    if replica {
+        remember_master(shared, &aux);
+    }
+    let loads = shared.loads.fetch_add(1, Ordering::AcqRel) + 1;
+    if replica && is_whole_target(&aux) {
+        // Ahead of the entries that will follow.
+        let (op_id, lineage) = (aux.op_id, crate::runtime::lineage_of(&aux));
+        if shared.replica_events.try_send(ReplicaEvent::Align { loads, op_id, lineage }).is_err() {
+            shared.replica_events_lost.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// A promotion has to know at once whether there is a link to resume.
+pub fn remember_master(shared: &Shared, aux: &Arc<AuxContent>) {
+    let linked = aux.mode == field::Mode::Target && !aux.endpoints.is_empty();
+    shared.link_dormant.store(linked, Ordering::Release);
+    shared.master_word.store(Some(Arc::clone(aux)));
+}
+
 fn is_whole_target(aux: &AuxContent) -> bool {
     let whole = aux.flags & FLAG_POSITIONED != 0 && aux.flags & FLAG_INCOMPLETE == 0;
     whole && aux.mode == field::Mode::Target
 }
 
 /// DR.APPLY commands behind this RDB, in an AOF or from a master, continue where it stands.
-fn follow(shared: &crate::runtime::shared::Shared, aux: &AuxContent) {
+fn follow(shared: &Shared, aux: &AuxContent) {
     let known = aux.flags & FLAG_POSITIONED != 0 && aux.flags & FLAG_INCOMPLETE == 0;
     let target = aux.mode == field::Mode::Target;
     shared.applied.store(aux.op_id, Ordering::Release);
@@ -146,7 +166,9 @@ fn follow(shared: &crate::runtime::shared::Shared, aux: &AuxContent) {
         }
         shared.set_ident(|i| {
             i.lineage = crate::runtime::lineage_of(aux);
-            i.held = true;
+            i.held = aux.flags & FLAG_HELD != 0;
         });
+    } else if shared.is_replica.load(Ordering::Acquire) {
+        shared.hold.store(false, Ordering::Release);
     }
 }

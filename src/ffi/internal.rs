@@ -5,10 +5,8 @@ use std::sync::atomic::Ordering;
 
 use redis_module::raw;
 
-use super::api::{api, CallReply, Ctx, OK};
-use super::{call, shared};
-use crate::apply::ttl;
-use crate::runtime::gate;
+use super::api::{api, Ctx, OK};
+use super::shared;
 
 /// Whether the running command may act as the module: one of its own connections, the server's master link, or
 /// the AOF being loaded.
@@ -27,6 +25,15 @@ pub fn is_from_master(ctx: Ctx) -> bool {
 pub fn is_replayed(ctx: Ctx) -> bool {
     ctx.flags() & (raw::REDISMODULE_CTX_FLAGS_REPLICATED | raw::REDISMODULE_CTX_FLAGS_LOADING) != 0
 }
+
+/// Whether the module itself runs a command that changes data on what has become a replica meanwhile: only the
+/// master's stream may.
+pub fn comes_too_late(ctx: Ctx) -> bool {
+    !is_replayed(ctx) && shared().is_some_and(|s| s.is_replica.load(Ordering::Acquire))
+}
+
+/// What such a command answers; its sender waits until it is stopped.
+pub const TOO_LATE: &str = "TRYAGAIN this server has become a replica";
 
 /// DR._AUTH secret: makes the connection one of the module's own.
 pub fn auth(ctx: Ctx, args: &[&[u8]]) -> c_int {
@@ -85,43 +92,6 @@ pub fn refused(ctx: Ctx, _args: &[&[u8]]) -> c_int {
         Some(text) if !text.is_empty() => ctx.reply_error(&text),
         _ => ctx.reply_error("TRYAGAIN redisdr has just changed its state, send the command again"),
     }
-}
-
-/// DR._TTL command args...: the command's reply with HOLD taken off.
-pub fn true_ttl(ctx: Ctx, args: &[&[u8]]) -> c_int {
-    // Whoever calls this by hand must not get another command past fence and ACL.
-    let Some(argv) = args.get(1..).filter(|a| a.first().is_some_and(|n| gate::shows_ttl(n))) else {
-        return refuse(ctx);
-    };
-    let Some(reply) = call::call(ctx, argv, "") else {
-        let name = String::from_utf8_lossy(argv.first().copied().unwrap_or_default()).to_lowercase();
-        return ctx.reply_error(&format!("ERR wrong number of arguments for '{name}' command"));
-    };
-    let name = argv.first().copied().unwrap_or_default();
-    let now = now_ms();
-    correct(ctx, name, &reply, now)
-}
-
-fn correct(ctx: Ctx, name: &[u8], reply: &CallReply, now: i64) -> c_int {
-    let kind = reply.kind();
-    if kind == raw::REDISMODULE_REPLY_INTEGER as c_int {
-        return ctx.reply_int(ttl::correct(name, reply.int(), now));
-    }
-    if kind != raw::REDISMODULE_REPLY_ARRAY as c_int {
-        return ctx.reply_call(reply);
-    }
-    let n = reply.len();
-    ctx.reply_array(n);
-    for i in 0..n {
-        match reply.element(i) {
-            Some(e) if e.kind() == raw::REDISMODULE_REPLY_INTEGER as c_int => {
-                ctx.reply_int(ttl::correct(name, e.int(), now))
-            }
-            Some(e) => ctx.reply_call(&e),
-            None => ctx.reply_null(),
-        };
-    }
-    OK
 }
 
 /// Wall clock, Unix milliseconds.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use redis_module::raw;
 
 use super::api::{api, Ctx, ERR, OK};
-use super::{aux, call, commands, events, filter, info, plain_set, LOGGER, SHARED};
+use super::{aux, call, commands, events, filter, held, info, plain_set, LOGGER, SHARED};
 use crate::config::{is_loopback, Config};
 use crate::local::Address;
 use crate::local::Secret;
@@ -48,6 +48,13 @@ fn try_load(ctx: Ctx, args: &[&[u8]]) -> Result<(), String> {
                 .to_owned(),
         );
     }
+    let is = |name: &str, value: &str| setting(ctx, name).as_deref() == Some(value);
+    if is("appendonly", "yes") && is("aof-use-rdb-preamble", "no") {
+        return Err(
+            "aof-use-rdb-preamble is no: a rewritten AOF would not say which ops it holds; set it to yes"
+                .to_owned(),
+        );
+    }
     let server = server_facts(ctx, &shared)?;
     if SHARED.set(Arc::clone(&shared)).is_err() {
         return Err("the module is loaded already".to_owned());
@@ -63,6 +70,7 @@ fn try_load(ctx: Ctx, args: &[&[u8]]) -> Result<(), String> {
     api!(RedisModule_SetModuleOptions(ctx.0, options) else ());
     shared.table.store(Arc::new(command_table(ctx)));
     close_gate(ctx, &shared);
+    held::register(ctx);
     if !filter::register(ctx) {
         return Err("the command filter could not be registered".to_owned());
     }
@@ -78,6 +86,7 @@ fn close_gate(ctx: Ctx, shared: &Shared) {
     }
     let running = api!(RedisModule_DbSize(ctx.0) else 0) > 0;
     let mode = if running { GateMode::Starting } else { GateMode::Recovering };
+    shared.replicas_wait.store(true, Ordering::Release);
     shared.gate.set(mode, "LOADING redisdr is starting: the log is not attached yet");
 }
 

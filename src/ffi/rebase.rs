@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
 use super::api::{CallReply, Ctx};
-use super::internal::{is_own, now_ms, refuse};
+use super::internal::{comes_too_late, is_own, now_ms, refuse, TOO_LATE};
 use super::{call, shared};
 use crate::apply::rebase::{slice, Cursor, Keyspace, Work};
 use crate::apply::ServerCaps;
@@ -15,6 +15,9 @@ use crate::apply::ServerCaps;
 pub fn rebase(ctx: Ctx, args: &[&[u8]]) -> c_int {
     if !is_own(ctx) {
         return refuse(ctx);
+    }
+    if comes_too_late(ctx) {
+        return ctx.reply_error(TOO_LATE);
     }
     let [_, db, cursor, budget] = args else {
         return ctx.reply_error("ERR usage: DR._REBASE db cursor budget_us");
@@ -44,6 +47,11 @@ pub fn rebase(ctx: Ctx, args: &[&[u8]]) -> c_int {
         }
         Err(e) => ctx.reply_error(&format!("ERR {e}")),
     }
+}
+
+/// The database that is selected, for the release of single keys.
+pub fn keyspace(ctx: Ctx, caps: ServerCaps) -> impl Keyspace {
+    Calls { ctx, caps, until: Instant::now() }
 }
 
 /// The selected database, by the server's commands.

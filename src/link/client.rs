@@ -98,6 +98,8 @@ pub trait TargetHost: Send + Sync + 'static {
     /// # Errors
     /// Why it cannot be.
     fn begin_snapshot(&self, meta: &SnapshotMeta) -> Result<File, String>;
+    /// What was begun does not come to its end: the file may go.
+    fn drop_snapshot(&self) {}
     /// How far it is.
     fn snapshot_progress(&self, _received: u64, _total: u64) {}
     /// All bytes are in `file`: verify them, load them, and reset the log to the op of the snapshot. Blocks
@@ -193,6 +195,8 @@ pub struct LinkStatus {
     pub lag_bytes: u64,
     /// How long the next op has waited, told by the source; grows while nothing is heard from it.
     pub lag_ms: u64,
+    /// What the source said of itself last.
+    pub source_note: String,
     /// Why the connection before this one ended.
     pub last_error: String,
     /// When the source was heard last, in milliseconds ago; `None` before the first time.
@@ -210,6 +214,7 @@ struct View {
     written: OpId,
     lag_ms: u64,
     heard: Option<Instant>,
+    note: String,
     last_error: String,
     attempts: u32,
 }
@@ -246,6 +251,7 @@ impl Inner {
         view.heard = Some(Instant::now());
         view.written = view.written.max(beat.written);
         view.lag_ms = beat.lag_ms;
+        view.note.clone_from(&beat.note);
     }
 
     pub(crate) fn source_is(&self, identity: &NodeIdentity, written: Option<OpId>) {
@@ -342,6 +348,7 @@ impl Client {
                 written: 0,
                 lag_ms: 0,
                 heard: None,
+                note: String::new(),
                 last_error: String::new(),
                 attempts: 0,
             }),
@@ -404,7 +411,7 @@ fn run(inner: &Arc<Inner>) {
             After::Connecting => inner.set_state(LinkState::Connecting),
         }
         if !plan.redirected(&error) {
-            inner.pause(backoff(&inner.config, attempts, is_slow(&error)));
+            inner.pause(plan.pause(&inner.config, &error, attempts));
         }
     }
     inner.set_state(LinkState::Stopped);
@@ -425,10 +432,11 @@ fn after(error: &LinkError) -> After {
     }
 }
 
-/// Whether asking again soon is of no use.
+/// Whether asking again soon is of no use. Another node with the same service_id may be a former master of this
+/// shard that has not been told yet.
 fn is_slow(error: &LinkError) -> bool {
     match error {
-        LinkError::Refused(r) => r.code.is_lasting(),
+        LinkError::Refused(r) => r.code.is_lasting() && r.code != RefusalCode::Duplicate,
         LinkError::Held(_) | LinkError::Host(_) => true,
         _ => false,
     }
@@ -449,8 +457,13 @@ struct Plan {
     next: usize,
     redirect: Vec<String>,
     hops: usize,
+    /// A node of the source's shard has answered in this round: a master is about to be found.
+    alive: bool,
     cannot_rebuild: Option<OpId>,
 }
+
+/// Longest wait while nodes of the source's shard answer and none is the master.
+const FAILOVER_WAIT: Duration = Duration::from_secs(1);
 
 impl Plan {
     fn endpoint(&mut self, list: &[String]) -> String {
@@ -463,11 +476,28 @@ impl Plan {
         endpoint
     }
 
+    /// How long to wait before the next endpoint. The list is gone through without a rest; what follows a whole round
+    /// grows from round to round.
+    fn pause(&mut self, config: &ClientConfig, error: &LinkError, attempts: u32) -> Duration {
+        let codes = [RefusalCode::NotReady, RefusalCode::Redirect, RefusalCode::Stopping];
+        self.alive |= error.refusal().is_some_and(|r| codes.contains(&r.code));
+        let count = u32::try_from(config.endpoints.len()).unwrap_or(1).max(1);
+        let wait = backoff(config, attempts.div_ceil(count), is_slow(error));
+        if is_slow(error) {
+            return wait;
+        }
+        if !self.next.is_multiple_of(config.endpoints.len().max(1)) {
+            return config.backoff_min / 2;
+        }
+        let longest = if std::mem::take(&mut self.alive) { FAILOVER_WAIT } else { config.backoff_max };
+        wait.min(longest)
+    }
+
     /// Whether the error sends to another endpoint, to be tried at once.
     fn redirected(&mut self, error: &LinkError) -> bool {
         let Some(refusal) = error.refusal().filter(|r| r.code == RefusalCode::Redirect) else {
             if matches!(error, LinkError::Io(_)) {
-                // The next one in the list may be the master; wait only once around.
+                // The next one that it named may be the master.
                 return !self.redirect.is_empty();
             }
             self.redirect.clear();
@@ -546,6 +576,7 @@ impl ClientHandle {
             applied_op_id: applied,
             lag_bytes: view.written.saturating_sub(applied),
             lag_ms,
+            source_note: view.note.clone(),
             last_error: view.last_error.clone(),
             heard_ms_ago: ago,
             attempts: view.attempts,
@@ -600,6 +631,32 @@ mod tests {
             assert!(wait >= full / 2 && wait <= full, "{attempts}: {wait:?}");
         }
         assert!(backoff(&config, 1, true) >= config.backoff_max / 2);
+    }
+
+    #[test]
+    fn a_list_is_gone_through_without_a_rest() {
+        let list: Vec<String> = (1..=3).map(|n| format!("a:{n}")).collect();
+        let config = ClientConfig::new(list.clone());
+        let refused = |code| LinkError::Refused(Refusal::new(code, ""));
+        let (gone, not_ready) = (LinkError::Closed, refused(RefusalCode::NotReady));
+        let mut plan = Plan::default();
+        for round in 0..12u32 {
+            for n in 1..=3u32 {
+                plan.endpoint(&list);
+                // One that answers is enough: its shard is in the middle of a failover.
+                let error = if n == 2 && round % 2 == 1 { &not_ready } else { &gone };
+                let wait = plan.pause(&config, error, round * 3 + n);
+                if n < 3 {
+                    assert!(wait <= config.backoff_min, "{wait:?}");
+                } else if round % 2 == 1 {
+                    assert!(wait <= FAILOVER_WAIT, "{wait:?}");
+                } else if round > 8 {
+                    assert!(wait >= config.backoff_max / 2, "{wait:?}");
+                }
+            }
+        }
+        assert!(!is_slow(&refused(RefusalCode::Duplicate)));
+        assert!(is_slow(&refused(RefusalCode::Cut)));
     }
 
     #[test]

@@ -24,6 +24,9 @@ use crate::store::Log;
 /// How often waits look whether they are to stop.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 
+/// Heartbeats without a word, after which a target gives way to another node with its service_id.
+const SILENT_BEATS: u32 = 3;
+
 /// Whether a source can serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Serving {
@@ -58,16 +61,26 @@ pub trait SourceHost: Send + Sync + 'static {
     fn log(&self) -> Option<Arc<Log>>;
     /// Whether it serves.
     fn serving(&self) -> Serving;
-    /// The newest snapshot whose op is still in the log, or a new one. May take minutes; gives up when
+    /// The newest snapshot whose op is still in the log, or a new one where that is below `at_least`. May take
+    /// minutes; gives up when
     /// `cancelled` becomes true. What `progress` is told shows at both ends.
     ///
     /// # Errors
     /// Why there is none.
-    fn snapshot(&self, cancelled: &AtomicBool, progress: &mut dyn FnMut(&str)) -> Result<Snapshot, String>;
+    fn snapshot(
+        &self,
+        at_least: OpId,
+        cancelled: &AtomicBool,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Snapshot, String>;
     /// The set of targets, or what the log is kept for, has changed beyond an ack: worth saving at once.
     fn registry_changed(&self, _registered: &[Registered]) {}
     /// A target was refused for a reason that lasts.
     fn refused(&self, _peer: &str, _reason: &str) {}
+    /// What is wrong here and concerns targets: they show it.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
     /// An ack came in: DR.WAIT may be satisfied.
     fn acked(&self) {}
     /// A thread of the endpoint has panicked.
@@ -191,7 +204,11 @@ impl Endpoint {
         // A second handle as a plain socket: gives accept a timeout, and wakes it at stop.
         let control = TcpStream::from(OwnedFd::from(listener.try_clone()?));
         control.set_read_timeout(Some(TICK))?;
-        let registry = Mutex::new(Registry::new(&config.registered, config.max_targets));
+        let registry = Mutex::new(Registry::new(
+            &config.registered,
+            config.max_targets,
+            config.heartbeat() * SILENT_BEATS,
+        ));
         let pace = Pace::new(config.max_bytes_per_sec);
         let shared = Arc::new(Shared {
             config,

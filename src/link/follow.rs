@@ -382,8 +382,11 @@ impl Session<'_> {
         self.show(0, 0);
         let meta = self.meta()?;
         let mut file = self.inner.host.begin_snapshot(&meta).map_err(LinkError::Host)?;
-        self.chunks(&meta, &mut file)?;
-        self.load(&meta, file)?;
+        let done = self.chunks(&meta, &mut file).and_then(|()| self.load(&meta, file));
+        if let Err(e) = done {
+            self.inner.host.drop_snapshot();
+            return Err(e);
+        }
         Ok(meta.op_id)
     }
 

@@ -1,10 +1,11 @@
 //! What the link asks of a log: entries from any op on, and what stands in a stretch of it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use oplog_format::{
-    decode_entry, encode_entry, parse_op, Decoded, EntryHeader, EntryMeta, EntryRef, FormatError, OpId,
-    OpScan,
+    decode_entry, encode_entry, parse_op, split_after, Decoded, EntryHeader, EntryMeta, EntryRef,
+    FormatError, OpId, OpScan, OpWalk,
 };
 
 use super::guard::Tail;
@@ -62,17 +63,107 @@ pub(crate) fn last_op(frames: &[u8]) -> Result<OpId, FormatError> {
     Ok(last)
 }
 
-/// Parts `frames` before the first entry that begins at or above `op`.
-pub(crate) fn split_at(frames: &[u8], op: OpId) -> Result<(&[u8], &[u8]), FormatError> {
+/// Parts `frames` before `op`. An entry that holds ops of both sides becomes two: a replica frames what its master
+/// had written before a promotion and after it as it reads them.
+#[allow(clippy::type_complexity)]
+pub(crate) fn split_at(frames: &[u8], op: OpId) -> Result<(Cow<'_, [u8]>, Cow<'_, [u8]>), FormatError> {
     let mut at = 0;
     while let Some(rest) = frames.get(at..).filter(|r| !r.is_empty()) {
         let (header, len) = frame_len(rest)?;
         if header.first_op() >= op {
             break;
         }
+        if header.meta.last_op >= op {
+            let Some(tail) = entry_from(rest, op) else {
+                return Err(FormatError::Value { field: "history within an op", got: op });
+            };
+            let before = up_to(rest, op, EntryHeader::decode(&tail)?.meta.op_count)?;
+            let behind = [tail.as_slice(), rest.get(len..).unwrap_or_default()].concat();
+            return Ok((
+                Cow::Owned([frames.get(..at).unwrap_or_default(), &before].concat()),
+                Cow::Owned(behind),
+            ));
+        }
         at += len;
     }
-    Ok(frames.split_at(at))
+    let (before, behind) = frames.split_at(at);
+    Ok((Cow::Borrowed(before), Cow::Borrowed(behind)))
+}
+
+/// The entry at the start of `frames` without its ops from `op` on, which are `less`.
+fn up_to(frames: &[u8], op: OpId, less: u32) -> Result<Vec<u8>, FormatError> {
+    let Decoded::Entry(entry) = decode_entry(frames)? else {
+        return Err(FormatError::Short { what: "entry", needed: 1, got: 0 });
+    };
+    let keep = usize::try_from(op.saturating_sub(entry.header.first_op())).unwrap_or(0);
+    let op_count = entry.header.meta.op_count.saturating_sub(less).max(1);
+    let meta = EntryMeta { last_op: op.saturating_sub(1), op_count, ..entry.header.meta };
+    let mut out = Vec::new();
+    encode_entry(&meta, entry.payload.get(..keep).unwrap_or_default(), &mut out)?;
+    Ok(out)
+}
+
+/// The ops from `op` on of the entry at the start of `frames`, as an entry; `None` where it has no op that begins
+/// there.
+#[must_use]
+pub fn entry_from(frames: &[u8], op: OpId) -> Option<Vec<u8>> {
+    let Ok(Decoded::Entry(entry)) = decode_entry(frames) else { return None };
+    if entry.header.first_op() == op {
+        return Some(entry.frame.to_vec());
+    }
+    split_after(&entry, op.checked_sub(1)?).ok().flatten()
+}
+
+/// Database in which the op behind `op` runs, where `op` is the last byte of one in the log.
+#[must_use]
+pub fn db_behind(log: &Arc<Log>, op: OpId) -> Option<u32> {
+    let mut frames = Vec::new();
+    read_entry(log, op, &mut frames).ok()?;
+    let Ok(Decoded::Entry(entry)) = decode_entry(&frames) else { return None };
+    let until = usize::try_from(op.checked_sub(entry.header.first_op())?).ok()? + 1;
+    let mut walk = OpWalk::new(entry.payload, entry.header.meta.db);
+    while walk.position() < until {
+        walk.step().ok()??;
+    }
+    (walk.position() == until && !walk.in_transaction()).then(|| walk.db())
+}
+
+/// Reads the entry that holds `op`.
+fn read_entry(log: &Arc<Log>, op: OpId, frames: &mut Vec<u8>) -> Result<(), ReadError> {
+    let first = match log.reader(op) {
+        Err(ReadError::NotABoundary { entry_first, .. }) => entry_first,
+        other => other.map(|_| op)?,
+    };
+    log.reader(first)?.next(1, frames).map(drop)
+}
+
+/// Whether the log has the same bytes as `entry` at the same ops; it must reach that far.
+#[must_use]
+pub fn holds_same(log: &Arc<Log>, entry: &EntryRef<'_>) -> bool {
+    holds_start(log, entry, entry.payload.len())
+}
+
+/// As [`holds_same`], for the first `len` bytes of the entry's ops.
+#[must_use]
+pub fn holds_start(log: &Arc<Log>, entry: &EntryRef<'_>, len: usize) -> bool {
+    let (mut next, mut rest) = (entry.header.first_op(), entry.payload.get(..len).unwrap_or_default());
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        frames.clear();
+        if read_entry(log, next, &mut frames).is_err() {
+            return false;
+        }
+        let Ok(Decoded::Entry(own)) = decode_entry(&frames) else { return false };
+        let skip = usize::try_from(next - own.header.first_op()).unwrap_or(usize::MAX);
+        let mine = own.payload.get(skip..).unwrap_or_default();
+        let n = mine.len().min(rest.len());
+        if n == 0 || mine.get(..n) != rest.get(..n) {
+            return false;
+        }
+        next += n as u64;
+        rest = rest.get(n..).unwrap_or_default();
+    }
+    true
 }
 
 /// A reader, and what comes before it: entries with the last op id.
@@ -100,24 +191,7 @@ pub(crate) fn open_at(log: &Arc<Log>, from: OpId) -> Result<Opened, ReadError> {
 /// `frames` with the first entry cut to its ops from `from` on.
 fn rest_of(frames: &[u8], from: OpId) -> Option<Vec<u8>> {
     let Ok(Decoded::Entry(entry)) = decode_entry(frames) else { return None };
-    let cut = usize::try_from(from.checked_sub(entry.header.first_op())?).ok()?;
-    let mut args = Vec::new();
-    let (mut at, mut db, mut before) = (0, entry.header.meta.db, 0);
-    while at < cut {
-        let op = entry.payload.get(at..)?;
-        let Ok(OpScan::Complete { len }) = parse_op(op, &mut args) else { return None };
-        if let [name, arg] = args.as_slice() {
-            if name.of(op).eq_ignore_ascii_case(b"select") {
-                db = std::str::from_utf8(arg.of(op)).ok()?.parse().ok()?;
-            }
-        }
-        at += len;
-        before += 1;
-    }
-    let payload = entry.payload.get(at..).filter(|p| at == cut && !p.is_empty())?;
-    let op_count = entry.header.meta.op_count.checked_sub(before)?;
-    let mut out = Vec::new();
-    encode_entry(&EntryMeta { db, op_count, ..entry.header.meta }, payload, &mut out).ok()?;
+    let mut out = split_after(&entry, from.checked_sub(1)?).ok()??;
     out.extend_from_slice(frames.get(entry.frame.len()..)?);
     Some(out)
 }
@@ -180,14 +254,17 @@ impl Effects {
     }
 }
 
-/// Whether any op in a payload may change data: everything but what a server says to keep a link alive.
+/// Whether any op in a payload may change data: everything but what a server says to keep a link alive, what a
+/// master says of itself, and messages: Sentinels publish theirs at a master for as long as they see it, also at one
+/// that has been replaced.
 fn has_effect(payload: &[u8]) -> bool {
     let mut args = Vec::new();
     let mut rest = payload;
     while !rest.is_empty() {
         let Ok(OpScan::Complete { len }) = parse_op(rest, &mut args) else { return true };
         let name = args.first().map(|a| a.of(rest)).unwrap_or_default();
-        let idle: [&[u8]; 5] = [b"ping", b"select", b"replconf", b"multi", b"exec"];
+        let idle: [&[u8]; 8] =
+            [b"ping", b"select", b"replconf", b"multi", b"exec", b"publish", b"spublish", b"dr._shard"];
         if !idle.iter().any(|i| name.eq_ignore_ascii_case(i)) {
             return true;
         }
@@ -228,8 +305,9 @@ mod tests {
     }
 
     #[test]
-    fn only_keep_alives_have_no_effect() {
+    fn keep_alives_and_messages_have_no_effect() {
         assert!(!has_effect(&[PING, SELECT, b"*1\r\n$4\r\nping\r\n"].concat()));
+        assert!(!has_effect(b"*3\r\n$7\r\nPUBLISH\r\n$1\r\nc\r\n$1\r\nm\r\n"));
         assert!(has_effect(&[PING, SET].concat()));
         assert!(has_effect(b"garbage"));
     }
@@ -238,9 +316,19 @@ mod tests {
     fn frames_are_parted_at_a_history() {
         let (a, b) = (entry(100, &[SET]), entry(100 + SET.len() as u64, &[SET]));
         let both = [a.clone(), b.clone()].concat();
-        assert_eq!(split_at(&both, 101).unwrap(), (&a[..], &b[..]));
-        assert_eq!(split_at(&both, 1).unwrap(), (&[][..], &both[..]));
-        assert_eq!(split_at(&both, 1000).unwrap(), (&both[..], &[][..]));
+        let is = |op, before: &[u8], behind: &[u8]| {
+            let (x, y) = split_at(&both, op).unwrap();
+            assert_eq!((&*x, &*y), (before, behind), "{op}");
+        };
+        is(101, &a, &b);
+        is(1, &[], &both);
+        is(1000, &both, &[]);
+        // A history may begin between two ops of one entry.
+        let mixed = entry(1000, &[SET, PING]);
+        let at = 1001 - PING.len() as u64;
+        let (x, y) = split_at(&mixed, at).unwrap();
+        assert_eq!((x.into_owned(), y.into_owned()), (entry(at - 1, &[SET]), entry(1000, &[PING])));
+        assert!(split_at(&mixed, at + 1).is_err());
         assert_eq!(last_op(&both).unwrap(), 100 + SET.len() as u64);
     }
 }

@@ -41,6 +41,6 @@ pub use client::{
 pub use endpoint::{Endpoint, EndpointConfig, EndpointHandle, Serving, Snapshot, SourceHost};
 pub use error::LinkError;
 pub use identity::{NodeId, NodeIdentity, ServerKind};
-pub use logs::tail_above;
+pub use logs::{db_behind, entry_from, holds_same, holds_start, tail_above};
 pub use message::{Consent, Refusal, RefusalCode, SnapshotMeta};
 pub use registry::{Registered, TargetState, TargetStatus};

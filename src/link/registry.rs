@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use oplog_format::OpId;
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,8 @@ impl Wire {
 struct Session {
     id: u64,
     since_ms: u64,
+    /// When anything came from it last: a node that hangs holds a connection and says nothing.
+    heard_ms: u64,
     wire: Wire,
 }
 
@@ -150,13 +153,16 @@ pub(crate) struct Candidate {
 pub(crate) struct Registry {
     slots: BTreeMap<u8, Slot>,
     max_targets: usize,
+    /// A session that has said nothing for longer gives way to another node with its service_id.
+    silent_ms: u64,
     sessions: u64,
 }
 
 impl Registry {
-    pub(crate) fn new(registered: &[Registered], max_targets: usize) -> Self {
+    pub(crate) fn new(registered: &[Registered], max_targets: usize, silent: Duration) -> Self {
+        let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
         let slots = registered.iter().map(|r| (r.service_id, Slot::new(r.clone()))).collect();
-        Self { slots, max_targets, sessions: 0 }
+        Self { slots, max_targets, silent_ms, sessions: 0 }
     }
 
     fn holder(slot: &Slot) -> String {
@@ -173,11 +179,14 @@ impl Registry {
 
     /// Takes a target in, and returns the number of its session. A session of the same node that is still
     /// open belongs to a dead connection: it is ended.
+    ///
+    /// A session of another node with the same service_id is kept, unless it has been silent: then a replica of that
+    /// target has been promoted in its place.
     pub(crate) fn admit(&mut self, who: Candidate, own: (u8, &str), now_ms: u64) -> Result<u64, Refusal> {
-        self.may_enter(&who, own)?;
+        self.may_enter(&who, own, now_ms)?;
         let id = who.identity.service_id;
         self.sessions += 1;
-        let session = Session { id: self.sessions, since_ms: now_ms, wire: who.wire };
+        let session = Session { id: self.sessions, since_ms: now_ms, heard_ms: now_ms, wire: who.wire };
         let slot = self.slots.entry(id).or_insert_with(|| {
             Slot::new(Registered {
                 service_id: id,
@@ -201,7 +210,7 @@ impl Registry {
         Ok(self.sessions)
     }
 
-    fn may_enter(&self, who: &Candidate, (own_id, own_addr): (u8, &str)) -> Result<(), Refusal> {
+    fn may_enter(&self, who: &Candidate, (own_id, own_addr): (u8, &str), now_ms: u64) -> Result<(), Refusal> {
         let id = who.identity.service_id;
         let no = |code, reason: String| Err(Refusal::new(code, reason));
         if id == own_id {
@@ -215,7 +224,8 @@ impl Registry {
             let reason = format!("service_id {id} was cut at the source; DR.LINK by hand links it again");
             return no(RefusalCode::Cut, reason);
         }
-        let other = slot.filter(|s| s.session.is_some() && s.reg.node != who.node);
+        let silent = |s: &Session| now_ms.saturating_sub(s.heard_ms) > self.silent_ms;
+        let other = slot.filter(|s| s.session.as_ref().is_some_and(|s| !silent(s)) && s.reg.node != who.node);
         if let Some(other) = other {
             return no(RefusalCode::Duplicate, format!("{} is another node", Self::holder(other)));
         }
@@ -247,6 +257,13 @@ impl Registry {
                 slot.state = TargetState::Disconnected;
                 reason.clone_into(&mut slot.reason);
             }
+        }
+    }
+
+    /// Something has come from a session.
+    pub(crate) fn heard(&mut self, service_id: u8, session: u64, now_ms: u64) {
+        if let Some(session) = self.of_session(service_id, session).and_then(|s| s.session.as_mut()) {
+            session.heard_ms = now_ms;
         }
     }
 

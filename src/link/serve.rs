@@ -1,6 +1,7 @@
 //! One target's session at the source: a thread that sends and one that hears, so that a target that takes
 //! nothing costs one buffer and no other target anything.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -170,7 +171,11 @@ impl Session {
         reader.set_tick(TICK.min(self.shared.config.heartbeat() / 2))?;
         let timeout = self.shared.config.timeout;
         while !self.is_gone() {
-            match reader.poll()? {
+            let frame = reader.poll()?;
+            if frame.is_some() {
+                self.shared.registry.lock().heard(self.service_id, self.session, now_ms());
+            }
+            match frame {
                 Some(FrameKind::Want) => match wants.try_send(receive(&reader)?) {
                     Ok(()) => {}
                     Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
@@ -221,7 +226,11 @@ impl Session {
         }
         let (written, clock_ms) = (self.log.written(), now_ms());
         let lag_ms = self.shared.registry.lock().lag_ms(self.service_id, written, clock_ms);
-        let note = self.note.lock().clone();
+        let own = self.note.lock().clone();
+        let note = match self.shared.host.trouble() {
+            Some(trouble) if own.is_empty() => cut(trouble),
+            _ => own,
+        };
         send(writer, &Heartbeat { written, clock_ms, lag_ms, note })
     }
 
@@ -231,6 +240,13 @@ impl Session {
         let mut may_stream = match relation {
             Relation::Continue { from } => Some(from),
             _ => None,
+        };
+        // A target that could go on and wants a copy has met an op that fails there: a copy below would meet it again.
+        // Of one that has forked, a copy below the fork point would make ops orphans that the source has.
+        let at_least = match relation {
+            Relation::Continue { from } => from.saturating_sub(1),
+            Relation::Forked { common, .. } => common,
+            _ => 0,
         };
         loop {
             self.check()?;
@@ -245,7 +261,7 @@ impl Session {
                     let reason = format!("op {from} is not where this target can go on");
                     return Err(LinkError::refused(RefusalCode::Restart, reason));
                 }
-                Want::Snapshot => may_stream = Some(self.send_snapshot()? + 1),
+                Want::Snapshot => may_stream = Some(self.send_snapshot(at_least)? + 1),
                 Want::Held { reason } => {
                     let reason = cut(reason);
                     log::warn!("target {} at {} holds: {reason}", self.service_id, self.peer);
@@ -331,18 +347,24 @@ impl Session {
             .filter(|i| i.first_op > sent && i.first_op <= last)
             .map(|i| NewHistory { history: i.history, first_op: i.first_op })
             .collect();
-        let mut rest = frames;
+        let mut rest = Cow::Borrowed(frames);
         let mut sent = sent;
         for history in &opened {
-            let (before, behind) = logs::split_at(rest, history.first_op)?;
+            let (before, behind) = match rest {
+                Cow::Borrowed(frames) => logs::split_at(frames, history.first_op)?,
+                Cow::Owned(frames) => {
+                    let (before, behind) = logs::split_at(&frames, history.first_op)?;
+                    (Cow::Owned(before.into_owned()), Cow::Owned(behind.into_owned()))
+                }
+            };
             if !before.is_empty() {
-                sent = self.send_run(before, sent)?;
+                sent = self.send_run(&before, sent)?;
             }
             self.send_frame(|w| send(w, history))?;
             rest = behind;
         }
         if !rest.is_empty() {
-            sent = self.send_run(rest, sent)?;
+            sent = self.send_run(&rest, sent)?;
         }
         debug_assert_eq!(sent, last);
         Ok(sent)
@@ -373,9 +395,9 @@ impl Session {
 
     // ---- snapshot
 
-    fn send_snapshot(&self) -> Result<OpId, LinkError> {
+    fn send_snapshot(&self, at_least: OpId) -> Result<OpId, LinkError> {
         self.set_state(TargetState::Snapshot, "");
-        let snapshot = self.choose_snapshot()?;
+        let snapshot = self.choose_snapshot(at_least)?;
         let saved = NodeIdentity { rdb_version: snapshot.rdb_version, ..self.shared.host.identity() };
         can_load(&saved, &self.identity).map_err(|r| LinkError::refused(RefusalCode::Version, r))?;
         let meta = SnapshotMeta {
@@ -397,13 +419,13 @@ impl Session {
         Ok(snapshot.op_id)
     }
 
-    fn choose_snapshot(&self) -> Result<Snapshot, LinkError> {
+    fn choose_snapshot(&self, at_least: OpId) -> Result<Snapshot, LinkError> {
         for _ in 0..SNAPSHOT_TRIES {
             // Until it is known which one, everything that is there stays there.
             let all = self.log.oldest().saturating_sub(1);
             self.shared.registry.lock().pin(self.service_id, self.session, Some(all));
             self.note("the source prepares a snapshot");
-            let made = self.shared.host.snapshot(&self.gone, &mut |text| self.note(text));
+            let made = self.shared.host.snapshot(at_least, &self.gone, &mut |text| self.note(text));
             self.note("");
             self.check()?;
             let snapshot = made.map_err(|e| LinkError::Host(format!("the source has no snapshot: {e}")))?;

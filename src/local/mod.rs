@@ -63,6 +63,8 @@ pub enum LocalError {
     },
     /// Something else than the protocol allows.
     Protocol(&'static str),
+    /// What was to be sent could not be read.
+    Source(String),
 }
 
 impl fmt::Display for LocalError {
@@ -70,6 +72,7 @@ impl fmt::Display for LocalError {
         match self {
             Self::Connect(addr, e) => write!(f, "cannot connect to the own server at {addr}: {e}"),
             Self::Io(e) => write!(f, "connection to the own server broke: {e}"),
+            Self::Source(what) => f.write_str(what),
             Self::Closed => f.write_str("the own server closed the connection"),
             Self::Auth(e) => write!(f, "the own server refused the module's connection: {e}"),
             Self::Reply { command, error } => write!(f, "{command} failed: {error}"),

@@ -56,12 +56,30 @@ pub fn has_keys(conn: &mut Conn) -> Result<bool, LocalError> {
 }
 
 impl Node {
+    /// Whether what the server has loaded is the copy that was loaded up to `op`, or later than that. It may have been
+    /// killed just before or behind the end of the save.
+    fn holds_copy_of(&self, op: OpId) -> bool {
+        let at = self.shared.applied.load(Ordering::Acquire);
+        let known = self.shared.applied_known.load(Ordering::Acquire);
+        let whole = !self.shared.loading_data.load(Ordering::Acquire);
+        let same = self.shared.ident.load().lineage.history_of(at) == self.log.lineage().history_of(at);
+        known && whole && at >= op && same
+    }
+
     /// Finds out where the dataset stands, once the server has loaded it.
     ///
     /// # Errors
     /// The connection's.
     pub fn dataset(&self, conn: &mut Conn) -> Result<Dataset, LocalError> {
-        let state = self.state.get();
+        let mut state = self.state.get();
+        if let Some(op) = state.copied {
+            let whole = self.holds_copy_of(op);
+            self.remember(|s| {
+                s.copied = None;
+                s.loading = !whole;
+            });
+            state.loading = !whole;
+        }
         if state.loading {
             return Ok(Dataset::unknown("a snapshot was being loaded when the server stopped"));
         }

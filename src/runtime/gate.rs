@@ -24,6 +24,8 @@ pub enum GateMode {
     LogFailed = 5,
     /// Promoted, with expiries that are still to be released: TTLs as with [`Self::Fenced`], writes allowed.
     Releasing = 6,
+    /// The link is cut and the tap is not attached yet: no writes, TTLs as with [`Self::Fenced`].
+    Cutting = 7,
 }
 
 impl GateMode {
@@ -35,8 +37,15 @@ impl GateMode {
             4 => Self::TrueTtls,
             5 => Self::LogFailed,
             6 => Self::Releasing,
+            7 => Self::Cutting,
             _ => Self::Open,
         }
+    }
+
+    /// Whether readers are served and must not see that expiries are held.
+    #[must_use]
+    pub fn hides_hold(self) -> bool {
+        matches!(self, Self::Fenced | Self::TrueTtls | Self::Releasing | Self::Cutting | Self::LogFailed)
     }
 }
 
@@ -137,7 +146,15 @@ impl CommandTable {
         self.classes.is_empty()
     }
 
-    fn class(&self, name: &[u8], sub: Option<&[u8]>) -> Class {
+    /// The class of a command with its arguments.
+    #[must_use]
+    pub fn class_of(&self, argv: &[&[u8]]) -> Class {
+        argv.first().map_or_else(Class::default, |name| self.class(name, argv.get(1).copied()))
+    }
+
+    /// The class of a command, given its name and first argument.
+    #[must_use]
+    pub fn class(&self, name: &[u8], sub: Option<&[u8]>) -> Class {
         let mut buf = [0u8; MAX_NAME];
         let Some(lower) = lower(name, &mut buf, 0) else {
             return Class::default();
@@ -162,7 +179,9 @@ impl CommandTable {
         let refuse = match mode {
             GateMode::Open => return Verdict::Pass,
             GateMode::TrueTtls | GateMode::Releasing => false,
-            GateMode::Starting | GateMode::LogFailed | GateMode::Fenced => self.class(name, sub).write,
+            GateMode::Starting | GateMode::LogFailed | GateMode::Fenced | GateMode::Cutting => {
+                self.class(name, sub).write
+            }
             GateMode::Recovering => {
                 let class = self.class(name, sub);
                 class.write || class.read
@@ -171,13 +190,22 @@ impl CommandTable {
         if refuse {
             return Verdict::Refuse;
         }
-        let shows =
-            matches!(mode, GateMode::Fenced | GateMode::TrueTtls | GateMode::Releasing) && shows_ttl(name);
-        if shows {
+        if mode.hides_hold() && shows_ttl(name) {
             Verdict::TrueTtl
         } else {
             Verdict::Pass
         }
+    }
+}
+
+/// The part of a key that decides its slot in a cluster.
+#[must_use]
+pub fn hash_tag(key: &[u8]) -> &[u8] {
+    let open = key.iter().position(|b| *b == b'{');
+    let behind = open.and_then(|at| key.get(at + 1..)).unwrap_or_default();
+    match behind.iter().position(|b| *b == b'}') {
+        Some(len) if len > 0 => behind.get(..len).unwrap_or(key),
+        _ => key,
     }
 }
 
@@ -233,5 +261,16 @@ mod tests {
         assert_eq!(t.verdict(GateMode::Starting, b"set", None), Verdict::Refuse);
         assert_eq!(t.verdict(GateMode::Open, b"set", None), Verdict::Pass);
         assert_eq!(t.verdict(GateMode::Releasing, b"set", None), Verdict::Pass);
+        assert_eq!(t.verdict(GateMode::Cutting, b"set", None), Verdict::Refuse);
+        assert_eq!(t.verdict(GateMode::Cutting, b"ttl", None), Verdict::TrueTtl);
+    }
+
+    #[test]
+    fn a_hash_tag_is_what_a_cluster_takes() {
+        for (key, tag) in
+            [("a{b}c", "b"), ("a", "a"), ("a{}b", "a{}b"), ("a{b", "a{b"), ("a}{b}{c}", "b"), ("", "")]
+        {
+            assert_eq!(hash_tag(key.as_bytes()), tag.as_bytes(), "{key}");
+        }
     }
 }

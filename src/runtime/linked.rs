@@ -14,6 +14,8 @@ use crate::local::{Conn, LocalError};
 
 /// Hard link of an RDB that all targets have reached, for rebuilding to a point below the newest RDB.
 pub const BASE_RDB: &str = "base.rdb";
+/// The setting that is changed while linked.
+const POLICY: &str = "maxmemory-policy";
 /// Longest wait for what is in the own log to be applied at a cut.
 const APPLY_REST: Duration = Duration::from_secs(600);
 
@@ -52,6 +54,9 @@ impl Node {
         if self.mode() == Mode::Source {
             self.leave_source(&mut conn)?;
         }
+        self.set_ident(|i| i.endpoints.clone_from(&endpoints));
+        // Before anything is loaded: the replicas' own capture has to end.
+        self.announce();
         self.start_client(endpoints)
     }
 
@@ -140,24 +145,28 @@ impl Node {
 
     /// Eviction would remove what the source still has.
     pub fn switch_eviction_off(&self, conn: &mut Conn) -> Result<(), LocalError> {
-        let name = "maxmemory-policy";
-        let policy = conn.config_get(name)?.unwrap_or_default();
-        if policy == "noeviction" {
-            return Ok(());
-        }
-        if self.remember(|s| {
-            if s.linked_settings.is_empty() {
-                s.linked_settings = vec![(name.to_owned(), policy.clone())];
+        let policy = conn.config_get(POLICY)?.unwrap_or_default();
+        let remembered =
+            || self.state.get().linked_settings.iter().find(|s| s.0 == POLICY).map(|s| s.1.clone());
+        if policy != "noeviction" {
+            let first = |s: &mut super::state::NodeState| {
+                if s.linked_settings.is_empty() {
+                    s.linked_settings = vec![(POLICY.to_owned(), policy.clone())];
+                }
+            };
+            if !self.remember(first) {
+                return Ok(());
             }
-        }) {
-            conn.config_set(name, "noeviction")?;
-            log::info!("{name} is noeviction while linked (was {policy})");
+            conn.config_set(POLICY, "noeviction")?;
+            log::info!("{POLICY} is noeviction while linked (was {policy})");
         }
+        self.shared.policy.store(remembered().map(Arc::new));
         Ok(())
     }
 
     /// Puts settings back that were changed for the link.
     pub fn restore_settings(&self, conn: &mut Conn) {
+        self.shared.policy.store(None);
         for (name, value) in self.state.get().linked_settings {
             match conn.config_set(&name, &value) {
                 Ok(()) => log::info!("{name} is {value} again"),
@@ -172,11 +181,11 @@ impl Node {
     /// # Errors
     /// In words.
     pub fn cut(self: &Arc<Self>) -> Result<u64, String> {
+        if matches!(self.mode(), Mode::Replica | Mode::TargetReplica) {
+            return Err("this server is a replica: cut at its master".into());
+        }
         if !self.shared.linked.load(Ordering::Acquire) {
             return Err("this node is not linked to a source".into());
-        }
-        if self.mode() == Mode::TargetReplica {
-            return Err("this server is a replica: cut at its master".into());
         }
         if self.state.get().loading && !self.shared.applied_known.load(Ordering::Acquire) {
             return Err("a snapshot is being loaded: the dataset is not whole and cannot be promoted".into());
@@ -190,12 +199,13 @@ impl Node {
             s.rebasing = true;
         };
         self.state.change(state).map_err(|e| format!("the cut cannot be remembered: {e}"))?;
+        self.warn("held", "");
         self.apply_rest();
         self.stop_feed();
         let applied = self.shared.applied.load(Ordering::Acquire);
         self.shared.linked.store(false, Ordering::Release);
         let source = "LOADING redisdr: the link is cut, the log is being attached";
-        self.shared.gate.set(GateMode::Starting, source);
+        self.shared.gate.set(GateMode::Cutting, source);
         self.become_source();
         if let Ok(mut conn) = self.connect() {
             self.restore_settings(&mut conn);
@@ -231,12 +241,16 @@ impl Node {
     /// # Errors
     /// In words.
     pub fn resync(self: &Arc<Self>) -> Result<(), String> {
+        if matches!(self.mode(), Mode::Replica | Mode::TargetReplica) {
+            return Err("this server is a replica: say it to its master".into());
+        }
         let Some(endpoints) = self.state.get().linked else {
             return Err("this node is not linked to a source".into());
         };
         *self.consent.lock() = Consent::Resync;
         self.shared.diverged.store(None);
         self.warn("apply", "");
+        self.warn("held", "");
         if let Some(client) = self.client.lock().take() {
             client.stop();
         }

@@ -7,17 +7,20 @@
 mod boot;
 mod cleaner;
 mod control;
+mod forecast;
 pub mod gate;
 mod linked;
 mod node;
 mod rebase;
 mod replica;
+mod shard;
 pub mod shared;
 mod snapshots;
 mod source;
 mod state;
 mod status;
 mod target;
+mod upkeep;
 mod waits;
 mod writer;
 

@@ -60,6 +60,10 @@ pub struct Node {
     pub clean_stop: Option<super::state::CleanStop>,
     /// Targets that were refused: when, and why.
     pub refusals: Mutex<Vec<(Instant, String)>>,
+    /// Targets that were told to be lost.
+    pub lost_told: Mutex<Vec<String>>,
+    /// Until when a slow disk is shown.
+    pub slow_until: Mutex<Option<Instant>>,
     /// The endpoint.
     pub endpoint: Mutex<Option<Arc<EndpointHandle>>>,
     /// The link.
@@ -88,6 +92,10 @@ pub struct Node {
     pub load_keys: AtomicU64,
     /// Copies loaded by the server that the controller has taken in.
     pub loads_seen: AtomicU64,
+    /// The replicas are to be told what this node is.
+    pub announce_due: AtomicBool,
+    /// Whether a tap is attached, or about to be again.
+    pub attached: AtomicBool,
     /// One BGSAVE at a time.
     pub saving: Mutex<()>,
     /// Until when the tap's stream can be taken from: set while a capture runs.
@@ -158,6 +166,8 @@ impl Node {
             warnings: Mutex::default(),
             clean_stop,
             refusals: Mutex::default(),
+            lost_told: Mutex::default(),
+            slow_until: Mutex::default(),
             endpoint: Mutex::default(),
             client: Mutex::default(),
             feed: Mutex::default(),
@@ -175,6 +185,8 @@ impl Node {
             load_total: AtomicU64::new(0),
             load_keys: AtomicU64::new(0),
             loads_seen: AtomicU64::new(0),
+            announce_due: AtomicBool::new(false),
+            attached: AtomicBool::new(false),
             saving: Mutex::new(()),
             capture: Mutex::default(),
             shared,

@@ -10,8 +10,8 @@ use super::shared::Mode;
 use crate::local::{Conn, LocalError, Reply};
 
 /// Time of one slice on the server's main thread, in microseconds.
-const SLICE_US: &[u8] = b"500";
-/// Wait between two slices, so that clients get at least as much.
+const SLICE_US: &[u8] = b"400";
+/// Wait between two slices, so that clients get more than that.
 const BETWEEN: Duration = Duration::from_micros(500);
 
 impl Node {
@@ -22,6 +22,15 @@ impl Node {
         if let Err(e) = spawned {
             self.warn("rebase", format!("no thread to release expiries: {e}"));
         }
+    }
+
+    /// Captures, with expiries that are still to be released.
+    pub fn set_rebasing(&self) {
+        if self.doing.load().state != "rebasing" {
+            self.progress.store(0, Ordering::Relaxed);
+            self.shared.released.store(0, Ordering::Relaxed);
+        }
+        self.set_doing("rebasing", "expiries are being released");
     }
 
     fn rebase(self: &Arc<Self>) {
@@ -84,8 +93,9 @@ impl Node {
                 scanned += super::boot::int(seen).unwrap_or(0);
                 let percent = u64::try_from((scanned * 100 / total).clamp(0, 99)).unwrap_or(0);
                 self.progress.store(percent, Ordering::Relaxed);
+                self.shared.released.store(*released, Ordering::Relaxed);
                 if self.doing.load().state == "capturing" {
-                    self.set_doing("rebasing", "expiries are being released");
+                    self.set_rebasing();
                 }
                 cursor = next.bytes().unwrap_or(b"0").to_vec();
                 if cursor == b"0" {

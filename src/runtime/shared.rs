@@ -2,7 +2,8 @@
 //! over I/O.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::Sender;
@@ -33,7 +34,8 @@ pub struct Ident {
     pub base: i64,
     /// Histories up to now.
     pub lineage: Lineage,
-    /// Where this shard's DR endpoints are.
+    /// Source: where its DR endpoint is, `:port` where only its replicas know the host. Target: the endpoints of
+    /// its link.
     pub endpoints: Vec<String>,
     /// Whether keys may carry expiries that are held.
     pub held: bool,
@@ -86,7 +88,7 @@ pub enum Request {
 }
 
 /// What a replica of a target learns by replication, for its own log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum ReplicaEvent {
     /// An entry that was applied.
     Frame(Vec<u8>),
@@ -113,6 +115,8 @@ pub enum ReplicaEvent {
         /// Its first op.
         first_op: OpId,
     },
+    /// Everything queued before is in the log once this is taken out.
+    Barrier(Sender<()>),
 }
 
 /// Shared by everything in the process.
@@ -152,8 +156,17 @@ pub struct Shared {
     pub hold: AtomicBool,
     /// Whether this node is linked to a source.
     pub linked: AtomicBool,
+    /// While linked: the `maxmemory-policy` that the server has by its own configuration, where that is not `noeviction`.
+    pub policy: ArcSwapOption<String>,
+    /// Replicas may not attach yet: a copy made now would not say where it stands, and the ops that are being
+    /// applied from the log are none that a replica of a source may get.
+    pub replicas_wait: AtomicBool,
     /// Whether the server is a replica, as its last event said.
     pub is_replica: AtomicBool,
+    /// Replica: its master is linked to a source, so that a promotion has to put the fence up at once.
+    pub link_dormant: AtomicBool,
+    /// Replica: what its master has said of itself last.
+    pub master_word: ArcSwapOption<AuxContent>,
     /// Written at a clean stop by the main thread; the controller has prepared where.
     pub clean_stop_path: ArcSwapOption<std::path::PathBuf>,
     /// Where the apply stopped and why.
@@ -164,14 +177,63 @@ pub struct Shared {
     pub written: AtomicU64,
     /// As `written`.
     pub durable: AtomicU64,
-    /// Expiry that the rebase has still to release; for the status.
+    /// Expiries that the rebase has released so far; for the status.
     pub released: AtomicI64,
     /// Server version as 0x00MMmmpp.
     pub version: AtomicU64,
     /// Whether the server is Valkey.
     pub valkey: AtomicBool,
+    /// Where a server that stops, and does not wait for its replicas by itself, ends its stream; 0: it does not stop.
+    pub stop_at: AtomicU64,
     /// Set when the module is to stop its threads.
     pub stopping: AtomicBool,
+    /// How the log's disk does.
+    pub disk: Disk,
+}
+
+/// How the log's disk does: written by the threads that use it, read by those that tell of it.
+#[derive(Default)]
+pub struct Disk {
+    /// Why nothing reaches the log now; `None` while it works.
+    pub failed: ArcSwapOption<String>,
+    /// Since when, in milliseconds of [`Self::now_ms`].
+    pub failed_since: AtomicU64,
+    /// While failed: ops did not find room in memory any more and are lost to the log.
+    pub lost: AtomicBool,
+    /// While failed: bytes that the disk should have free before the log goes on.
+    pub need: AtomicU64,
+    /// While failed for lack of room: the log itself may go, so that there is some. A snapshot holds what is up to
+    /// this op; 0: it may not.
+    pub give_up: AtomicU64,
+    /// A file holds a little room for manifest and state. Without it the log leaves as much.
+    pub reserved: AtomicBool,
+    /// An append is under way since then; 0: none is.
+    pub append_since: AtomicU64,
+    /// As `append_since`, a sync.
+    pub sync_since: AtomicU64,
+    /// As `sync_since`, one for DR.WAIT.
+    pub wait_sync_since: AtomicU64,
+    clock: OnceLock<Instant>,
+}
+
+impl Disk {
+    /// A clock that is never set back and never 0.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        let begun = self.clock.get_or_init(Instant::now);
+        u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    /// For how many milliseconds the longest append or sync has been under way.
+    #[must_use]
+    pub fn busy_ms(&self) -> u64 {
+        let now = self.now_ms();
+        let since = |at: &AtomicU64| match at.load(Ordering::Relaxed) {
+            0 => 0,
+            at => now.saturating_sub(at),
+        };
+        since(&self.append_since).max(since(&self.sync_since)).max(since(&self.wait_sync_since))
+    }
 }
 
 impl Shared {
@@ -211,7 +273,11 @@ impl Shared {
             replica_events_lost: AtomicBool::new(false),
             hold: AtomicBool::new(false),
             linked: AtomicBool::new(false),
+            policy: ArcSwapOption::empty(),
+            replicas_wait: AtomicBool::new(false),
             is_replica: AtomicBool::new(false),
+            link_dormant: AtomicBool::new(false),
+            master_word: ArcSwapOption::empty(),
             clean_stop_path: ArcSwapOption::empty(),
             diverged: ArcSwapOption::empty(),
             status: ArcSwap::from_pointee(status),
@@ -220,7 +286,9 @@ impl Shared {
             released: AtomicI64::new(0),
             version: AtomicU64::new(0),
             valkey: AtomicBool::new(false),
+            stop_at: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            disk: Disk::default(),
         })
     }
 

@@ -86,11 +86,14 @@ impl Node {
             return Ok(None);
         };
         let until = Instant::now() + CATCH_UP;
-        while self.log.written() < rdb.op_id && Instant::now() < until && !self.stopping() {
+        let failed = || self.shared.disk.failed.load().is_some();
+        while self.log.written() < rdb.op_id && Instant::now() < until && !self.stopping() && !failed() {
             self.log.wait_written(rdb.op_id - 1, POLL);
         }
         let reaches = rdb.op_id + 1 >= self.log.oldest() && rdb.op_id <= self.log.written();
-        self.snapshot_op.store(if reaches { rdb.op_id } else { 0 }, Ordering::Release);
+        // A log that has failed will go on above it: nothing below is needed for a start.
+        let covers = reaches || (failed() && rdb.op_id > self.log.written());
+        self.snapshot_op.store(if covers { rdb.op_id } else { 0 }, Ordering::Release);
         self.keep_base(Some(&rdb).filter(|_| reaches));
         Ok(reaches.then_some(rdb))
     }
@@ -101,8 +104,7 @@ impl Node {
         let path = self.dir.join(BASE_RDB);
         let in_log = |r: &Rdb| r.op_id + 1 >= self.log.oldest() && r.op_id <= self.log.written();
         let kept = self.read_rdb(&path).filter(in_log).map(|r| r.op_id);
-        let targets = self.endpoint.lock().as_ref().and_then(|e| e.min_durable());
-        let floor = targets.filter(|_| self.mode() == Mode::Source).unwrap_or(OpId::MAX);
+        let floor = self.kept_for_targets().unwrap_or(OpId::MAX);
         let better = newest.filter(|n| kept.is_none_or(|k| n.op_id > k && n.op_id <= floor));
         let linked = better.filter(|n| self.link_base(&n.path, &path));
         let op = linked.map(|n| n.op_id).or(kept);
@@ -110,6 +112,14 @@ impl Node {
             let _ = std::fs::remove_file(&path);
         }
         self.base_op.store(op.unwrap_or(0), Ordering::Release);
+    }
+
+    /// The log is kept above this op for targets. One that needs a copy anyway, since the log does not reach back to
+    /// where it is, keeps nothing.
+    pub fn kept_for_targets(&self) -> Option<OpId> {
+        let endpoint = self.endpoint.lock().clone().filter(|_| self.mode() == Mode::Source)?;
+        let oldest = self.log.oldest();
+        endpoint.targets().iter().filter_map(|t| t.pin).filter(|p| p + 1 >= oldest).min()
     }
 
     /// Another name for the same bytes. On a file system that has no such thing a rebuild has the newest RDB only.
@@ -162,19 +172,20 @@ impl Node {
         }
     }
 
-    /// The newest snapshot that the log reaches, or a new one.
+    /// The newest snapshot that the log reaches, or a new one where that is below `at_least`.
     ///
     /// # Errors
     /// In words.
     pub fn snapshot_for_target(
         &self,
+        at_least: OpId,
         stop: &AtomicBool,
         progress: &mut dyn FnMut(&str),
     ) -> Result<Snapshot, String> {
         let _one_at_a_time = self.saving.lock();
         let mut conn = self.connect().map_err(|e| e.to_string())?;
         let found = self.usable_rdb(&mut conn).map_err(|e| e.to_string())?;
-        let rdb = match found {
+        let rdb = match found.filter(|r| r.op_id >= at_least) {
             Some(rdb) => rdb,
             None => {
                 self.save(stop, progress)?;

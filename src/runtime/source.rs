@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, RecvTimeoutError, Sender};
-use oplog_format::{History, OpId};
+use oplog_format::{decode_entry, Decoded, History, OpId};
 use parking_lot::Mutex;
 
 use super::gate::GateMode;
@@ -35,6 +35,8 @@ pub enum StartAt {
     Op(OpId),
     /// Where the server's offset says: op id = base + offset.
     Base(i64),
+    /// The same, and from this op on, which the dataset had when the server started: the log may hold more.
+    Dataset(i64, OpId),
 }
 
 /// The running capture.
@@ -76,10 +78,13 @@ impl Node {
     pub fn become_source(self: &Arc<Self>) {
         self.shared.applied_known.store(false, Ordering::Release);
         self.shared.hold.store(false, Ordering::Release);
+        let own = self.own_endpoint();
         self.set_ident(|i| {
             i.mode = Mode::Source;
             i.positioned = false;
+            i.endpoints = own;
         });
+        self.shared.replicas_wait.store(true, Ordering::Release);
         self.start_capture(StartAt::Next);
     }
 
@@ -87,6 +92,7 @@ impl Node {
     pub fn start_capture(self: &Arc<Self>, start: StartAt) {
         self.stop_capture();
         let (tx, rx) = bounded(1);
+        let waits = !self.is_replica();
         let stop = Arc::new(AtomicBool::new(false));
         let stopper = Arc::new(Mutex::new(None));
         let capture = Capture {
@@ -95,6 +101,8 @@ impl Node {
             stopper: Arc::clone(&stopper),
             first: Some(tx),
             base: None,
+            loads: self.shared.loads.load(Ordering::Acquire),
+            overlaps: false,
         };
         let spawned = std::thread::Builder::new().name("dr-tap".into()).spawn(move || {
             let node = Arc::clone(&capture.node);
@@ -115,6 +123,10 @@ impl Node {
             }
         };
         *self.capture.lock() = CaptureControl { stop, stopper, thread: Some(thread) };
+        if !waits {
+            // No client writes here; and without a link to its master a replica cannot be attached to.
+            return;
+        }
         match rx.recv_timeout(FIRST_ATTACH) {
             Ok(Ok(())) => {}
             Ok(Err(e)) => {
@@ -133,21 +145,70 @@ impl Node {
 
     /// Lets clients write although nothing is captured, unless the operator prefers no writes.
     pub fn capture_failed(&self) {
-        if self.shared.config.on_log_failure == OnLogFailure::DenyWrites {
-            let text = "MISCONF redisdr cannot log writes and on-log-failure is deny-writes, see DR.STATUS";
-            self.shared.gate.set(GateMode::LogFailed, text);
+        if self.is_replica() {
+            self.open_to_master();
+        } else if self.shared.config.on_log_failure == OnLogFailure::DenyWrites {
+            self.deny_writes(&self.doing.load().reason);
         } else {
             self.let_clients_in();
         }
     }
 
+    fn deny_writes(&self, why: &str) {
+        // Part of a line of the protocol.
+        let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text = format!(
+            "MISCONF redisdr denies writes (on-log-failure deny-writes): {why}. They are taken again once the log \
+             works: see DR.STATUS, make room on the disk of {} or mend it; to write without a log, restart with \
+             on-log-failure serve",
+            self.dir.display()
+        );
+        self.shared.replicas_wait.store(false, Ordering::Release);
+        self.shared.gate.set(GateMode::LogFailed, &text);
+    }
+
+    /// With `on-log-failure deny-writes`: closes the gate of a source for writes while its log has failed, and opens
+    /// it again.
+    pub fn gate_follows_log(&self) {
+        if self.shared.config.on_log_failure != OnLogFailure::DenyWrites || self.mode() != Mode::Source {
+            return;
+        }
+        let closed = self.shared.gate.mode() == GateMode::LogFailed;
+        match self.shared.disk.failed.load_full() {
+            Some(why) if matches!(self.shared.gate.mode(), GateMode::Open | GateMode::Releasing) => {
+                log::warn!("writes of clients are denied until the log works again");
+                self.deny_writes(&format!("the log has failed: {why}"));
+            }
+            // Not attached is another reason for the same gate; the attach opens it.
+            None if closed && self.attached.load(Ordering::Acquire) => {
+                log::warn!("writes of clients are taken again");
+                self.let_clients_in();
+            }
+            _ => {}
+        }
+    }
+
     /// Opens the gate.
     pub fn let_clients_in(&self) {
+        if self.is_replica() {
+            return self.open_to_master();
+        }
+        self.shared.replicas_wait.store(false, Ordering::Release);
         let mode = if self.shared.ident.load().held { GateMode::Releasing } else { GateMode::Open };
         self.shared.gate.set(mode, "");
     }
 
-    /// Ends the tap and waits for its thread.
+    /// Whether the server is one at this moment, whatever the controller has taken in.
+    pub fn is_replica(&self) -> bool {
+        self.shared.is_replica.load(Ordering::Acquire)
+    }
+
+    /// Whether a capture runs, attached or on its way.
+    pub fn is_capturing(&self) -> bool {
+        self.capture.lock().thread.as_ref().is_some_and(|t| !t.is_finished())
+    }
+
+    /// Ends the tap and waits for its thread, and for the log to have what it handed over.
     pub fn stop_capture(&self) {
         let control = std::mem::take(&mut *self.capture.lock());
         control.stop.store(true, Ordering::Release);
@@ -156,6 +217,7 @@ impl Node {
         }
         if let Some(thread) = control.thread {
             let _ = thread.join();
+            let _ = self.writer.flush(Duration::from_secs(60));
         }
     }
 }
@@ -167,11 +229,30 @@ struct Capture {
     first: Option<Sender<Result<(), String>>>,
     /// op id = base + offset, once known.
     base: Option<i64>,
+    /// Copies that the server had loaded when this capture began.
+    loads: u64,
+    /// The first stream begins below the log's end.
+    overlaps: bool,
 }
 
 impl Capture {
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire) || self.node.stopping()
+        self.stop.load(Ordering::Acquire) || self.node.stopping() || self.outdated()
+    }
+
+    /// Whether a replica has loaded another copy: its offsets may mean other ops, and the controller begins anew.
+    fn outdated(&self) -> bool {
+        self.node.is_replica() && self.node.shared.loads.load(Ordering::Acquire) != self.loads
+    }
+
+    /// Where a replica's start goes on: at the op that its dataset had, which its log says the database of.
+    fn resume(&self, start: StartAt) -> Option<Resume> {
+        let StartAt::Dataset(base, op) = start else { return None };
+        let db = crate::link::db_behind(&self.node.log, op)?;
+        let info = self.node.connect().and_then(|mut c| c.info("replication")).ok()?;
+        // The server continues its present history at any offset that its backlog holds.
+        let history = History::from_bytes(info.get("master_replid")?.as_bytes()).ok()?;
+        Some(Resume { history, offset: i64::try_from(op).ok()? - base, db })
     }
 
     fn run(mut self, start: StartAt) {
@@ -181,12 +262,17 @@ impl Capture {
         };
         let mut resume: Option<Resume> = None;
         while !self.stopped() {
-            let Some(attached) = self.attach(&dial, resume) else { return };
+            let first = self.base.is_none();
+            let Some(attached) = self.attach(&dial, resume, start) else { return };
+            if self.stopped() {
+                return;
+            }
             let last = resume.map(|r| r.history);
             let op = self.place(&attached, start, last);
-            if attached.gap || resume.is_none() || !attached.continued {
+            if attached.gap || first || !attached.continued {
                 self.open_history(attached.history, op);
             }
+            let attached_history = attached.history;
             let tap = match Tap::new(attached, op, self.node.shared.config.service_id) {
                 Ok(tap) => tap,
                 Err(e) => return self.tell(Err(e.to_string())),
@@ -198,7 +284,9 @@ impl Capture {
                 return;
             }
             self.attached();
-            let mut sink = Sink { node: Arc::clone(&self.node) };
+            let history = attached_history;
+            let overlap = std::mem::take(&mut self.overlaps).then_some(history);
+            let mut sink = Sink { node: Arc::clone(&self.node), overlap };
             let end = tap.run(&mut sink);
             match &end.reason {
                 TapEndReason::Stopped => return,
@@ -210,6 +298,7 @@ impl Capture {
                 }
             }
             resume = Some(Resume { history: end.history, offset: end.offset, db: end.db });
+            self.overlaps = sink.overlap.is_some();
         }
     }
 
@@ -217,6 +306,7 @@ impl Capture {
         match (self.first.take(), outcome) {
             (Some(first), outcome) => drop(first.send(outcome)),
             (None, Err(e)) => {
+                self.node.attached.store(false, Ordering::Release);
                 self.node.set_doing("failed", format!("writes are not captured: {e}"));
                 self.node.warn("capture", format!("writes are NOT captured: {e}"));
                 self.node.capture_failed();
@@ -226,12 +316,14 @@ impl Capture {
     }
 
     /// Attaches, again until it works or is of no use.
-    fn attach(&mut self, dial: &Dial, resume: Option<Resume>) -> Option<Attached> {
+    fn attach(&mut self, dial: &Dial, resume: Option<Resume>, start: StartAt) -> Option<Attached> {
         let journal = Journal(Arc::clone(&self.node));
         let since = Instant::now();
         let mut told = false;
         loop {
-            let cancelled = || self.stop.load(Ordering::Acquire) || self.node.stopping();
+            let cancelled = || self.stopped();
+            // Until the first attach it changes with the server's history.
+            let resume = if self.base.is_none() { self.resume(start) } else { resume };
             let request = AttachRequest {
                 resume,
                 journal: &journal,
@@ -271,21 +363,29 @@ impl Capture {
             (Some(base), _) => at(base).max(written()) + 1,
             (None, StartAt::Next) => written(),
             (None, StartAt::Op(first)) => first.saturating_sub(1),
-            (None, StartAt::Base(base)) => at(base),
+            (None, StartAt::Base(base) | StartAt::Dataset(base, _)) => at(base),
         };
         self.base = Some(i64::try_from(op).unwrap_or(i64::MAX) - offset);
         op
     }
 
-    fn open_history(&self, history: History, last_op: OpId) {
+    fn open_history(&mut self, history: History, last_op: OpId) {
         let node = &self.node;
         // What the former tap handed over is in the queue before it.
         let _ = node.writer.flush(Duration::from_secs(60));
         let written = node.log.written();
+        if last_op < written && last_op + 1 >= node.log.oldest() {
+            // A replica started from an RDB older than its log: the stream says whether both are the same.
+            self.overlaps = true;
+            return;
+        }
         if last_op < written {
-            // A replica whose log ran ahead of its master's.
-            if let Err(e) = node.log.cut_after(last_op, "the master does not have these ops") {
-                log::error!("the log's tail could not be kept aside: {e}");
+            let lineage = node.log.lineage();
+            let why = "the log begins above what the master's stream goes on from";
+            let kept = node.keep_as_orphans(&oplog_format::Lineage::default(), 0, why);
+            let done = kept.and_then(|()| node.log.reset(lineage, last_op + 1).map_err(|e| e.to_string()));
+            if let Err(e) = done {
+                log::error!("the log could not be begun anew at op {}: {e}", last_op + 1);
             }
         } else if last_op > written && written >= node.log.oldest() {
             let lost = last_op - written;
@@ -311,11 +411,18 @@ impl Capture {
             i.lineage = node.log.lineage();
         });
         node.warn("capture", "");
+        node.take_lineage();
+        node.attached.store(true, Ordering::Release);
         self.node.after_attach();
         if node.mode() == Mode::Source {
-            node.set_doing("capturing", "");
+            if node.shared.ident.load().held {
+                node.set_rebasing();
+            } else {
+                node.set_doing("capturing", "");
+            }
             node.set_serving(None);
             node.let_clients_in();
+            node.announce_soon();
         } else {
             node.set_doing("capturing", "replica: the log is kept for a promotion");
         }
@@ -329,11 +436,59 @@ fn starts_with_loading(e: &AttachError) -> bool {
 
 struct Sink {
     node: Arc<Node>,
+    /// While the stream repeats what the log holds: the stream's history.
+    overlap: Option<History>,
+}
+
+impl Sink {
+    /// Leaves out of `frames` what the log has already; where the two differ the log's is kept aside.
+    fn beyond_log(&mut self, frames: &[u8]) -> Result<Vec<u8>, String> {
+        let Some(history) = self.overlap else { return Ok(frames.to_vec()) };
+        let log = &self.node.log;
+        let mut rest = frames;
+        while !rest.is_empty() {
+            let Ok(Decoded::Entry(entry)) = decode_entry(rest) else {
+                return Err("an entry is cut off".into());
+            };
+            let (first, last, written) = (entry.header.first_op(), entry.header.meta.last_op, log.written());
+            let behind = rest.get(entry.frame.len()..).unwrap_or_default();
+            if last <= written && crate::link::holds_same(log, &entry) {
+                rest = behind;
+                continue;
+            }
+            let mut out = Vec::new();
+            let tail = if first <= written && last > written {
+                crate::link::entry_from(entry.frame, written + 1)
+            } else {
+                None
+            };
+            let head_len = tail.as_ref().and_then(|_| usize::try_from(written + 1 - first).ok());
+            let same_head = head_len.is_some_and(|n| crate::link::holds_start(log, &entry, n));
+            match tail.filter(|_| same_head) {
+                Some(tail) => out.extend_from_slice(&tail),
+                None => {
+                    log.cut_after(first - 1, "the master does not have these ops")
+                        .map_err(|e| e.to_string())?;
+                    out.extend_from_slice(entry.frame);
+                }
+            }
+            out.extend_from_slice(behind);
+            self.overlap = None;
+            if !self.node.writer.history(history, log.written() + 1) {
+                return Err("the writer has ended".into());
+            }
+            let _ = self.node.writer.flush(Duration::from_secs(60));
+            self.node.take_lineage();
+            return Ok(out);
+        }
+        Ok(Vec::new())
+    }
 }
 
 impl TapSink for Sink {
     fn entries(&mut self, frames: &[u8], _last_op: OpId) -> Result<(), Stop> {
-        if self.node.writer.entries(frames.to_vec()) {
+        let new = self.beyond_log(frames).map_err(|reason| Stop { reason })?;
+        if new.is_empty() || self.node.writer.entries(new) {
             Ok(())
         } else {
             Err(Stop { reason: "the writer has ended".into() })
@@ -342,10 +497,15 @@ impl TapSink for Sink {
 
     fn history_changed(&mut self, history: History, first_op: OpId) -> Result<(), Stop> {
         let node = &self.node;
+        if let Some(overlap) = &mut self.overlap {
+            *overlap = history;
+            return Ok(());
+        }
         if !node.writer.history(history, first_op) || !node.writer.flush(Duration::from_secs(60)) {
             return Err(Stop { reason: "the writer has ended".into() });
         }
         node.set_ident(|i| i.lineage = node.log.lineage());
+        node.take_lineage();
         Ok(())
     }
 
@@ -398,8 +558,13 @@ impl SourceHost for Source {
         }
     }
 
-    fn snapshot(&self, cancelled: &AtomicBool, progress: &mut dyn FnMut(&str)) -> Result<Snapshot, String> {
-        self.0.snapshot_for_target(cancelled, progress)
+    fn snapshot(
+        &self,
+        at_least: OpId,
+        cancelled: &AtomicBool,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Snapshot, String> {
+        self.0.snapshot_for_target(at_least, cancelled, progress)
     }
 
     fn registry_changed(&self, registered: &[Registered]) {
@@ -408,6 +573,10 @@ impl SourceHost for Source {
 
     fn refused(&self, peer: &str, reason: &str) {
         self.0.note_refusal(peer, reason);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.0.log_trouble()
     }
 
     fn panicked(&self, thread: &str, what: &str) {

@@ -59,6 +59,8 @@ pub struct NodeState {
     pub cut: bool,
     /// A snapshot is being loaded: until this is false the dataset is not whole.
     pub loading: bool,
+    /// A snapshot was loaded up to this op, and no RDB holds it yet.
+    pub copied: Option<u64>,
     /// Keys may carry held expiries that are to be released.
     pub rebasing: bool,
     /// Copies taken over a link.
@@ -96,6 +98,7 @@ impl StateFile {
                     linked: None,
                     cut: false,
                     loading: false,
+                    copied: None,
                     rebasing: false,
                     full_syncs: 0,
                     rebuilds: 0,

@@ -2,11 +2,18 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::node::Node;
 use super::shared::Mode;
+use super::writer::QUEUE_BYTES;
 use crate::link::LinkState;
 use crate::status::{LinkView, OrphanView, Status, TargetView};
+
+/// An append or sync that takes longer is told.
+const SLOW: Duration = Duration::from_secs(2);
+/// For how long after its end.
+const SLOW_SHOWN: Duration = Duration::from_secs(30);
 
 impl Node {
     /// Gathers and publishes the status.
@@ -19,20 +26,23 @@ impl Node {
         self.shared.written.store(written, Ordering::Release);
         self.shared.durable.store(self.log.durable(), Ordering::Release);
         let linked = self.shared.linked.load(Ordering::Acquire);
+        let applied = self.shared.applied.load(Ordering::Acquire);
         let mut warnings: Vec<String> = self.warnings.lock().iter().map(|w| w.1.clone()).collect();
         warnings.extend(self.refusals());
-        let poison = self.log.poisoned();
-        if let Some(why) = &poison {
-            warnings.push(format!("the log has failed, writes are not captured: {why}"));
-        }
-        let failed = poison.is_some() && matches!(doing.state, "capturing" | "streaming" | "rebasing");
-        let lineage = self.log.lineage();
-        let applied = self.shared.applied.load(Ordering::Acquire);
+        let log_failed = self.log_trouble();
+        warnings.extend(log_failed.clone());
+        warnings.extend(self.disk_slow());
         let link = self.link_view(applied);
-        let mut reason = if failed { poison.unwrap_or_default() } else { doing.reason.clone() };
-        if let (true, "connecting", Some(link)) = (reason.is_empty(), doing.state, &link) {
-            reason = link.last_error.clone();
-        }
+        let note = link.as_ref().filter(|l| !l.source_note.is_empty() && l.state == "streaming");
+        warnings.extend(note.map(|l| format!("the source says: {}", l.source_note)));
+        // Between two attempts the last one says why.
+        let waits_for = link.as_ref().filter(|_| doing.state == "connecting" && doing.reason.is_empty());
+        let waits_for = waits_for.map(|l| l.last_error.clone());
+        let stuck = self.feed.lock().as_ref().and_then(|f| f.trouble());
+        warnings.extend(stuck.clone());
+        let working = matches!(doing.state, "capturing" | "streaming" | "rebasing" | "connecting");
+        let trouble = log_failed.or(stuck).filter(|_| working);
+        let lineage = self.log.lineage();
         let status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
             role: match mode {
@@ -41,8 +51,8 @@ impl Node {
                 _ => "source",
             }
             .into(),
-            state: if failed { "failed".into() } else { doing.state.into() },
-            state_reason: reason,
+            state: if trouble.is_some() { "failed".into() } else { doing.state.into() },
+            state_reason: trouble.or(waits_for).unwrap_or_else(|| doing.reason.clone()),
             service_id: self.shared.config.service_id,
             history: lineage.current().map(|c| c.history.as_str().to_owned()).unwrap_or_default(),
             lineage,
@@ -56,6 +66,8 @@ impl Node {
             full_syncs: state.full_syncs,
             rebuilds: state.rebuilds,
             gaps: stats.gaps,
+            queue_bytes: self.writer.queued(),
+            queue_max_bytes: QUEUE_BYTES,
             disk_free_bytes: stats.free_bytes,
             disk_full_in_seconds: self.disk_full_in.load(Ordering::Relaxed),
             progress_percent: self.progress.load(Ordering::Relaxed),
@@ -66,6 +78,41 @@ impl Node {
             endpoint: self.endpoint.lock().as_ref().map(|e| e.local_addr().to_string()).unwrap_or_default(),
         };
         self.shared.status.store(Arc::new(status));
+    }
+
+    /// What a log that does not work means, in words.
+    pub fn log_trouble(&self) -> Option<String> {
+        let disk = &self.shared.disk;
+        let why = disk.failed.load_full().map(|w| w.to_string()).or_else(|| self.log.poisoned())?;
+        let means = match self.mode() {
+            Mode::Target | Mode::TargetReplica => {
+                "nothing is taken from the source until its disk works again"
+            }
+            _ if disk.lost.load(Ordering::Acquire) => {
+                "writes are not captured; the log goes on above a gap once its disk works again"
+            }
+            _ => "writes wait in memory until its disk works again",
+        };
+        Some(format!("the log has failed, {means}: {why}"))
+    }
+
+    /// A disk that takes long, in words.
+    fn disk_slow(&self) -> Option<String> {
+        let slow = self.shared.disk.busy_ms() > SLOW.as_millis().try_into().unwrap_or(u64::MAX);
+        let mut seen = self.slow_until.lock();
+        if slow {
+            if seen.is_none() {
+                log::warn!(
+                    "writing or syncing the log takes longer than {} s: the disk is slow",
+                    SLOW.as_secs()
+                );
+            }
+            *seen = Some(Instant::now() + SLOW_SHOWN);
+        }
+        *seen = seen.filter(|until| *until > Instant::now());
+        seen.map(|_| {
+            format!("the log's disk is slow: an append or sync has taken longer than {} s", SLOW.as_secs())
+        })
     }
 
     fn target_views(&self, written: u64) -> Vec<TargetView> {
@@ -114,6 +161,7 @@ impl Node {
             lag_bytes,
             lag_ms: if lag_bytes == 0 { 0 } else { s.lag_ms },
             last_error: s.last_error,
+            source_note: s.source_note,
             snapshot_bytes: bytes,
             snapshot_total: total,
             snapshot_keys: self.load_keys.load(Ordering::Relaxed),
@@ -133,6 +181,7 @@ impl Node {
             first_time_ms: o.first_time_ms,
             last_time_ms: o.last_time_ms,
             reason: o.reason,
+            keys: o.keys,
         };
         self.log.orphans().unwrap_or_default().into_iter().map(view).collect()
     }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use oplog_format::position::Common;
 use oplog_format::{History, Lineage, OpId};
@@ -21,11 +22,19 @@ use crate::snapshot::module_value::{encoding_version, type_name};
 use crate::snapshot::{verify_file, ModuleData};
 use crate::store::Log;
 
+/// An RDB of a loaded copy that could not be saved is tried again after this long.
+const SAVE_AGAIN: Duration = Duration::from_secs(10);
+
 /// What a linked server answers to writes.
 pub const FENCED: &str = "READONLY this server is linked to";
 
 /// The node as the link's client sees it.
 pub struct Target(pub Arc<Node>);
+
+/// How often the progress of a replay is published.
+const PROGRESS: Duration = Duration::from_millis(50);
+/// How often it is logged.
+const TELL: Duration = Duration::from_secs(5);
 
 impl Target {
     fn staging(&self) -> PathBuf {
@@ -78,32 +87,47 @@ impl Node {
         }
     }
 
-    /// Replaces the dataset by an RDB and the log's start by its position.
+    /// Replaces the dataset by a source's RDB.
     ///
     /// # Errors
-    /// In words; the dataset is then not whole, and that is remembered.
-    pub fn load_rdb(
+    /// In words; the dataset is then not whole, and that is remembered: the next start takes another copy.
+    fn load_copy(
         self: &Arc<Self>,
         path: &std::path::Path,
         op_id: OpId,
         lineage: &Lineage,
     ) -> Result<u64, String> {
+        self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
+        self.load_rdb(path, op_id, lineage, "a snapshot of the source is being loaded")
+    }
+
+    /// Replaces the dataset by what an RDB holds, with expiries held.
+    ///
+    /// # Errors
+    /// In words; the dataset is then not whole.
+    pub fn load_rdb(
+        self: &Arc<Self>,
+        path: &std::path::Path,
+        op_id: OpId,
+        lineage: &Lineage,
+        what: &str,
+    ) -> Result<u64, String> {
         let total = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.len();
         self.load_bytes.store(0, Ordering::Relaxed);
         self.load_keys.store(0, Ordering::Relaxed);
         self.load_total.store(total, Ordering::Relaxed);
-        self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
         self.stop_feed();
         self.shared.diverged.store(None);
+        self.warn("apply", "");
         self.shared.hold.store(true, Ordering::Release);
-        self.close_for_loading("a snapshot of the source is being loaded");
+        self.close_for_loading(what);
         let mut conn = self.connect().map_err(|e| e.to_string())?;
         let plan = LoadPlan { path, op_id, lineage, only_before: None };
         let done = load(&plan, &mut conn, &self.shared.stopping, &mut |p| {
             self.load_bytes.store(p.bytes, Ordering::Relaxed);
             self.load_keys.store(p.keys, Ordering::Relaxed);
         })
-        .map_err(|e| format!("loading the snapshot: {e}"))?;
+        .map_err(|e| format!("loading {}: {e}", path.display()))?;
         Ok(done.keys)
     }
 
@@ -145,18 +169,28 @@ impl Node {
     /// After a load: an RDB of its own, so that a restart needs neither the staged file nor the link.
     fn save_after_load(self: &Arc<Self>) {
         let node = Arc::clone(self);
-        let spawned = super::spawn("dr-save", move || match node.save(&node.shared.stopping, &mut |_| {}) {
-            Ok(()) => {
-                node.remember(|s| s.loading = false);
-                let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
-                if let Some(mut conn) = node.connect_again() {
-                    let _ = node.usable_rdb(&mut conn);
+        let loads = node.state.get().full_syncs;
+        let spawned = super::spawn("dr-save", move || {
+            while let Err(e) = node.save(&node.shared.stopping, &mut |_| {}) {
+                node.warn(
+                    "save",
+                    format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
+                );
+                let until = Instant::now() + SAVE_AGAIN;
+                while Instant::now() < until && !node.stopping() {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                // Another copy has come since, or the link was cut.
+                if node.stopping() || node.state.get().full_syncs != loads || node.mode() != Mode::Target {
+                    return;
                 }
             }
-            Err(e) => node.warn(
-                "save",
-                format!("the loaded snapshot could not be saved here, a restart would load it anew: {e}"),
-            ),
+            node.warn("save", "");
+            node.remember(|s| s.copied = None);
+            let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
+            if let Some(mut conn) = node.connect_again() {
+                let _ = node.usable_rdb(&mut conn);
+            }
         });
         if let Err(e) = spawned {
             log::warn!("no thread for saving the loaded snapshot: {e}");
@@ -200,6 +234,11 @@ impl TargetHost for Target {
         open.map_err(|e| format!("{}: {e}", path.display()))
     }
 
+    fn drop_snapshot(&self) {
+        // On a full disk this is where room comes from.
+        let _ = std::fs::remove_file(self.staging());
+    }
+
     fn snapshot_progress(&self, received: u64, total: u64) {
         self.0.load_bytes.store(received, Ordering::Relaxed);
         self.0.load_total.store(total, Ordering::Relaxed);
@@ -221,15 +260,21 @@ impl TargetHost for Target {
             return Err("the snapshot is of another history than was announced".into());
         }
         node.check_modules(&summary.modules)?;
+        // Its log is about to be cut under it.
+        node.stop_feed();
         node.keep_as_orphans(&meta.lineage, meta.op_id, "the source's data replaced this node's")?;
-        let keys = node.load_rdb(&path, meta.op_id, &meta.lineage)?;
+        let keys = node.load_copy(&path, meta.op_id, &meta.lineage)?;
         node.log.reset(meta.lineage.clone(), meta.op_id + 1).map_err(|e| e.to_string())?;
         node.set_ident(|i| {
             i.mode = Mode::Target;
             i.lineage = meta.lineage.clone();
             i.held = true;
         });
-        node.remember(|s| s.full_syncs += 1);
+        node.remember(|s| {
+            s.full_syncs += 1;
+            s.loading = false;
+            s.copied = Some(meta.op_id);
+        });
         *node.consent.lock() = crate::link::Consent::None;
         log::info!("snapshot loaded: {keys} keys, op {}", meta.op_id);
         node.raise_fence();
@@ -285,6 +330,13 @@ impl TargetHost for Target {
         if node.shared.diverged.load().is_some() {
             return;
         }
+        let held = match state {
+            LinkState::Held { reason } => {
+                format!("this target is held and takes nothing from its source: {reason}")
+            }
+            _ => String::new(),
+        };
+        node.warn("held", held);
         match state {
             LinkState::Connecting => node.set_doing("connecting", ""),
             LinkState::Refused { reason } => node.set_doing("connecting", format!("refused: {reason}")),
@@ -377,13 +429,17 @@ impl Node {
             return Ok(false);
         }
         self.cut_log(op)?;
-        self.load_rdb(&rdb.path, rdb.op_id, &rdb.lineage)?;
+        if conn.config_get("appendonly").map_err(|e| e.to_string())?.as_deref() == Some("yes") {
+            // Killed in between, the AOF holds half of it. The RDB does not: a start from it does the same again.
+            self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
+        }
+        self.load_rdb(&rdb.path, rdb.op_id, &rdb.lineage, "the own RDB is being loaded for a rebuild")?;
         self.set_ident(|i| {
             i.mode = Mode::Target;
             i.lineage = self.log.lineage();
             i.held = true;
         });
-        self.apply_until(op)?;
+        self.apply_until(op, None)?;
         self.remember(|s| {
             s.rebuilds += 1;
             s.loading = false;
@@ -401,11 +457,12 @@ impl Node {
         Ok(())
     }
 
-    /// Applies what the log has up to `op`, and waits for it.
+    /// Applies what the log has up to `op`, and waits for it. False where that takes longer than until `deadline_ms`
+    /// (wall clock: it is about expiries).
     ///
     /// # Errors
     /// In words.
-    pub fn apply_until(self: &Arc<Self>, op: OpId) -> Result<(), String> {
+    pub fn apply_until(self: &Arc<Self>, op: OpId, deadline_ms: Option<i64>) -> Result<bool, String> {
         let addr = self.server.address.clone()?;
         let from = self.shared.applied.load(Ordering::Acquire);
         let config = FeedConfig {
@@ -416,19 +473,39 @@ impl Node {
         };
         let (tx, rx) = crossbeam_channel::bounded(1);
         let feed = Feed::start(config, move |end| drop(tx.send(end))).map_err(|e| e.to_string())?;
+        let late = || deadline_ms.is_some_and(|d| super::now_ms() >= d);
+        let (begun, mut told) = (Instant::now(), Instant::now());
         loop {
-            match rx.recv_timeout(std::time::Duration::from_millis(100)) {
+            match rx.recv_timeout(PROGRESS) {
                 Ok(FeedEnd::Reached) => {
                     self.progress.store(100, Ordering::Relaxed);
-                    return Ok(());
+                    log::info!(
+                        "{} bytes of ops applied from the own log in {} ms",
+                        op.saturating_sub(from),
+                        begun.elapsed().as_millis()
+                    );
+                    return Ok(!late());
                 }
                 Ok(FeedEnd::Stopped) => return Err("stopped".into()),
                 Ok(FeedEnd::Diverged(why) | FeedEnd::Failed(why)) => return Err(why),
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => {
-                    let done = feed.applied().saturating_sub(from) * 100;
-                    self.progress.store(done / op.saturating_sub(from).max(1), Ordering::Relaxed);
+                    let at = feed.applied();
+                    let percent = at.saturating_sub(from) * 100 / op.saturating_sub(from).max(1);
+                    self.progress.store(percent.min(99), Ordering::Relaxed);
+                    // At a start the controller, which publishes otherwise, waits here.
+                    self.publish();
+                    if told.elapsed() > TELL {
+                        told = Instant::now();
+                        log::info!("applying the own log: op {at} of {op}, {percent} %");
+                    }
+                    if late() {
+                        return Ok(false);
+                    }
                     if self.stopping() {
                         return Err("stopped".into());
+                    }
+                    if self.is_replica() {
+                        return Err("the server has become a replica".into());
                     }
                 }
                 Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{bounded, Receiver, RecvTimeoutError};
 
 use super::node::Node;
 use super::shared::{Answer, Respond};
@@ -26,6 +26,11 @@ pub struct Wait {
 
 /// Body of the thread `dr-waits`.
 pub fn run(node: &Arc<Node>, rx: &Receiver<Wait>) {
+    let (ask, asked) = bounded(1);
+    let own = Arc::clone(node);
+    if let Err(e) = super::spawn("dr-wait-sync", move || sync_when_asked(&own, &asked)) {
+        log::warn!("DR.WAIT 0 waits for the next sync of each second: no thread for one of its own: {e}");
+    }
     let mut waits: Vec<Wait> = Vec::new();
     while !node.stopping() {
         let pause = if waits.is_empty() { Duration::from_millis(200) } else { LOOK };
@@ -38,10 +43,22 @@ pub fn run(node: &Arc<Node>, rx: &Receiver<Wait>) {
         // One sync serves all that wait for the local log.
         let needs = waits.iter().filter(|w| w.targets == 0 && w.op > node.log.durable()).map(|w| w.op).min();
         if needs.is_some_and(|op| op <= node.log.written()) {
-            let _ = node.log.sync();
-            node.shared.durable.store(node.log.durable(), Ordering::Release);
+            // Full: one is asked for already.
+            let _ = ask.try_send(());
         }
         answer(node, &mut waits);
+    }
+}
+
+/// Body of the thread `dr-wait-sync`: a disk that hangs must not keep anyone beyond the time that he gave.
+fn sync_when_asked(node: &Arc<Node>, asked: &Receiver<()>) {
+    for () in asked {
+        let disk = &node.shared.disk;
+        disk.wait_sync_since.store(disk.now_ms(), Ordering::Relaxed);
+        // A failure shows as a log that has failed.
+        let _ = node.log.sync();
+        disk.wait_sync_since.store(0, Ordering::Relaxed);
+        node.shared.durable.store(node.log.durable(), Ordering::Release);
     }
 }
 

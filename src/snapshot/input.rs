@@ -85,6 +85,25 @@ pub(super) trait Input {
     }
 }
 
+/// An input whose bytes can be had.
+pub(super) trait Take: Input {
+    /// The next `n` bytes; memory grows only with bytes that are really there.
+    fn take_vec(&mut self, n: u64) -> Result<Vec<u8>>;
+
+    /// Whether no byte is left.
+    fn is_at_end(&mut self) -> Result<bool>;
+}
+
+impl Take for Slice<'_> {
+    fn take_vec(&mut self, n: u64) -> Result<Vec<u8>> {
+        self.take(n).map(<[u8]>::to_vec)
+    }
+
+    fn is_at_end(&mut self) -> Result<bool> {
+        Ok(self.is_empty())
+    }
+}
+
 /// Bytes in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Slice<'a> {

@@ -70,8 +70,12 @@ pub struct Key<'a> {
     pub key: &'a [u8],
     /// Type of the value's encoding.
     pub type_byte: u8,
-    /// The value's bytes, without the type byte.
+    /// The value's bytes, without the type byte; its first ones where it has more than the reader keeps.
     pub value: &'a [u8],
+    /// Where the value starts in the file.
+    pub value_at: u64,
+    /// Bytes of the value.
+    pub value_len: u64,
     /// Time at which the key expires, in milliseconds since 1970.
     pub expire_ms: Option<i64>,
     /// Seconds since the last use, saved under an LRU policy.
@@ -161,8 +165,8 @@ enum Mark {
 #[derive(Default)]
 struct KeyMark {
     type_byte: u8,
-    key_from: usize,
     value_from: usize,
+    value_len: u64,
     expire_ms: Option<i64>,
     idle: Option<u64>,
     freq: Option<u8>,
@@ -175,6 +179,7 @@ pub struct RdbReader<R> {
     event_at: u64,
     db: u32,
     key: Vec<u8>,
+    keep: usize,
     done: bool,
 }
 
@@ -182,7 +187,15 @@ impl<R: Read> RdbReader<R> {
     /// Reads `inner` from where it is. It needs no buffer of its own.
     pub fn new(inner: R) -> Self {
         let source = Source::new(inner);
-        Self { source, header: None, event_at: 0, db: 0, key: Vec::new(), done: false }
+        Self { source, header: None, event_at: 0, db: 0, key: Vec::new(), keep: usize::MAX, done: false }
+    }
+
+    /// Keeps at most so many bytes of a value; a larger one is passed over, and has to be read again from where
+    /// the event says that it is.
+    #[must_use]
+    pub fn keep_at_most(mut self, bytes: usize) -> Self {
+        self.keep = bytes;
+        self
     }
 
     /// The next part of the file; nothing after [`Event::Eof`].
@@ -365,10 +378,23 @@ impl<R: Read> RdbReader<R> {
             number = source.byte()?;
         }
         mark.type_byte = number;
-        mark.key_from = self.here();
+        let key_from = self.here();
         self.source.skip_string()?;
         mark.value_from = self.here();
-        skip_value(&mut self.source, number, flavor, at)?;
+        self.source.finish();
+        let name = self.source.raw().get(key_from..).unwrap_or_default();
+        self.key.clear();
+        self.key.extend_from_slice(&read_string(&mut Slice::at(
+            name,
+            self.event_at.saturating_add(key_from as u64),
+        ))?);
+        let value_at = self.source.offset();
+        self.source.keep_at_most(mark.value_from.saturating_add(self.keep));
+        let passed = skip_value(&mut self.source, number, flavor, at);
+        self.source.finish();
+        self.source.keep_at_most(usize::MAX);
+        passed?;
+        mark.value_len = self.source.offset().saturating_sub(value_at);
         Ok(Mark::Key(mark))
     }
 
@@ -400,20 +426,41 @@ impl<R: Read> RdbReader<R> {
                 Event::Function { code: read_string(&mut input(from))?, pre_ga: false }
             }
             Mark::FunctionPreGa => Event::Function { code: Cow::Borrowed(&[]), pre_ga: true },
-            Mark::Key(mark) => {
-                self.key.clear();
-                self.key.extend_from_slice(&read_string(&mut input(mark.key_from))?);
-                Event::Key(Key {
-                    db: self.db,
-                    key: &self.key,
-                    type_byte: mark.type_byte,
-                    value: slice(mark.value_from),
-                    expire_ms: mark.expire_ms,
-                    idle: mark.idle,
-                    freq: mark.freq,
-                })
-            }
+            Mark::Key(mark) => Event::Key(Key {
+                db: self.db,
+                key: &self.key,
+                type_byte: mark.type_byte,
+                value: slice(mark.value_from),
+                value_at: at.saturating_add(mark.value_from as u64),
+                value_len: mark.value_len,
+                expire_ms: mark.expire_ms,
+                idle: mark.idle,
+                freq: mark.freq,
+            }),
             Mark::Eof { crc } => Event::Eof { crc },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_value_is_passed_over_and_told_where_it_is() {
+        let mut file = b"REDIS0011\xfe\x00\x00\x03big\x80\x00\x10\x00\x00".to_vec();
+        let at = file.len() as u64 - 5;
+        file.extend(vec![b'x'; 1 << 20]);
+        file.extend(b"\x00\x05small\x02ab\xff\0\0\0\0\0\0\0\0");
+        let mut reader = RdbReader::new(&file[..]).keep_at_most(1000);
+        let mut seen = Vec::new();
+        while let Some(event) = reader.next_event().unwrap() {
+            if let Event::Key(key) = event {
+                assert!(key.value.len() as u64 == key.value_len || key.value.len() <= 1000);
+                seen.push((key.key.to_vec(), key.value_at, key.value_len));
+            }
+        }
+        let big = (1 << 20) + 5;
+        assert_eq!(seen, [(b"big".to_vec(), at, big), (b"small".to_vec(), at + big + 7, 3)]);
     }
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 
 use super::crc64::Crc64;
 use super::error::SnapshotError;
-use super::input::Input;
+use super::input::{Input, Take};
 
 const BUFFER: usize = 128 * 1024;
 
@@ -25,6 +25,10 @@ pub(super) struct Source<R> {
     raw: Vec<u8>,
     /// Bytes of the buffer that `raw` has, or that precede it.
     recorded: usize,
+    /// Most bytes of one event that are kept.
+    keep: usize,
+    /// The event has more than that: `raw` is its beginning.
+    beyond: bool,
 }
 
 impl<R: Read> Source<R> {
@@ -39,7 +43,24 @@ impl<R: Read> Source<R> {
             summed: 0,
             raw: Vec::new(),
             recorded: 0,
+            keep: usize::MAX,
+            beyond: false,
         }
+    }
+
+    /// Keeps at most so many bytes of an event, and at least what it had when it began.
+    pub(super) fn keep_at_most(&mut self, bytes: usize) {
+        self.keep = bytes;
+    }
+
+    /// Reads what follows as part of something that starts at `offset`.
+    pub(super) fn at(inner: R, offset: u64) -> Self {
+        Self { base: offset, keep: 0, ..Self::new(inner) }
+    }
+
+    /// What it reads from; bytes that were read already are lost.
+    pub(super) fn into_inner(self) -> R {
+        self.inner
     }
 
     /// Starts to keep the bytes read.
@@ -49,12 +70,17 @@ impl<R: Read> Source<R> {
         }
         self.raw.clear();
         self.recorded = self.pos;
+        self.beyond = false;
     }
 
     /// The kept bytes are complete.
     pub(super) fn finish(&mut self) {
-        self.raw.extend_from_slice(self.buffer.get(self.recorded..self.pos).unwrap_or_default());
+        let more = self.buffer.get(self.recorded..self.pos).unwrap_or_default();
         self.recorded = self.pos;
+        self.beyond |= self.raw.len().saturating_add(more.len()) > self.keep;
+        if !self.beyond {
+            self.raw.extend_from_slice(more);
+        }
     }
 
     /// The bytes kept between the last [`begin`](Self::begin) and [`finish`](Self::finish).
@@ -93,6 +119,12 @@ impl<R: Read> Source<R> {
     }
 }
 
+impl<R> std::fmt::Debug for Source<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a file at {}", self.base.saturating_add(self.pos as u64))
+    }
+}
+
 impl<R: Read> Input for Source<R> {
     fn offset(&self) -> u64 {
         self.base.saturating_add(self.pos as u64)
@@ -121,5 +153,26 @@ impl<R: Read> Input for Source<R> {
                 return Err(SnapshotError::Truncated { offset: self.offset() });
             }
         }
+    }
+}
+
+impl<R: Read> Take for Source<R> {
+    fn take_vec(&mut self, n: u64) -> Result<Vec<u8>, SnapshotError> {
+        let mut left = usize::try_from(n).unwrap_or(usize::MAX);
+        let mut out = Vec::with_capacity(left.min(BUFFER));
+        while left > 0 {
+            if self.pos == self.end && !self.fill()? {
+                return Err(SnapshotError::Truncated { offset: self.offset() });
+            }
+            let here = left.min(self.end - self.pos);
+            out.extend_from_slice(self.buffer.get(self.pos..self.pos + here).unwrap_or_default());
+            self.pos += here;
+            left -= here;
+        }
+        Ok(out)
+    }
+
+    fn is_at_end(&mut self) -> Result<bool, SnapshotError> {
+        self.at_end()
     }
 }

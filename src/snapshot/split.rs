@@ -1,18 +1,23 @@
 //! Restoring a large value in pieces, so that no single command holds the server up for long.
 //!
-//! Lists, sets, sorted sets and hashes can be cut. Streams and modules cannot, and values that are one packed
-//! run of bytes are not worth it: the server bounds them by configuration.
+//! Lists, sets, sorted sets, hashes and streams can be cut; for strings see [`text`](super::text). Modules
+//! cannot, and values that are one packed run of bytes are not worth it: the server bounds them by configuration.
 //!
 //! The commands add to the key: it must not exist before the first one. They do not set its expiry; that is
 //! the caller's, after the last one.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::path::Path;
 
 use super::error::SnapshotError;
-use super::input::{Input, Slice};
+use super::input::{Input, Slice, Take};
 use super::packed::{entries, Packing};
 use super::reader::Flavor;
-use super::strings::read_string;
+use super::source::Source;
+use super::stream::{self, Node};
+use super::strings::read_string_vec;
 use super::value::types;
 
 type Result<T> = std::result::Result<T, SnapshotError>;
@@ -50,6 +55,8 @@ impl Default for PieceOptions {
 
 /// Bytes that a full list node holds at least, however well it is compressed in the file.
 const LIST_NODE_BYTES: u64 = 8 * 1024;
+/// Entries of a stream's node, by default.
+const STREAM_NODE_ENTRIES: u64 = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -70,6 +77,8 @@ enum Kind {
     HashPacked {
         min_expire: bool,
     },
+    /// The count is that of nodes.
+    Stream(stream::Form),
 }
 
 impl Kind {
@@ -87,7 +96,7 @@ impl Kind {
             (types::VALKEY_HASH_2, Flavor::Valkey) => Self::HashValkey,
             (types::HASH_LISTPACK_EX, Flavor::Redis) => Self::HashPacked { min_expire: true },
             (types::HASH_LISTPACK_EX_PRE_GA, Flavor::Redis) => Self::HashPacked { min_expire: false },
-            _ => return None,
+            _ => Self::Stream(stream::Form::of(type_byte)?),
         })
     }
 
@@ -100,6 +109,7 @@ impl Kind {
             Self::List | Self::Quicklist(_) => b"RPUSH",
             Self::Set => b"SADD",
             Self::Zset | Self::ZsetText => b"ZADD",
+            Self::Stream(_) => b"XADD",
             _ => b"HSET",
         }
     }
@@ -116,41 +126,76 @@ pub fn pieces<'a>(
     options: PieceOptions,
 ) -> Option<Pieces<'a>> {
     let kind = Kind::of(type_byte, flavor)?;
-    let mut input = Slice::new(raw);
-    let mut first_expire = 0;
-    if matches!(kind, Kind::HashRelative | Kind::HashPacked { min_expire: true }) {
-        first_expire = i64::from_le_bytes(input.array().ok()?);
-    }
-    let packed = matches!(kind, Kind::HashPacked { .. });
-    // A packed hash has no count; it is one string.
-    let count = if packed { 1 } else { input.length().ok()? };
-    let held = options.field_hold_ms.is_some() && kind.has_field_expiries();
-    let many = match kind {
-        Kind::Quicklist(_) => count.saturating_mul(LIST_NODE_BYTES) >= options.min_bytes as u64,
-        _ => count >= options.min_elements,
-    };
-    let large = !packed && (raw.len() >= options.min_bytes || many);
-    (held || large).then(|| Pieces {
-        kind,
-        key,
-        input,
-        remaining: count,
-        first_expire,
-        options,
-        unpacked: VecDeque::new(),
-        waiting: None,
-        ready: VecDeque::new(),
-        failed: false,
-    })
+    // What cannot be opened is not cut, and the server refuses it.
+    let (cut, held) = Cut::open(kind, key, options, || Ok(Slice::new(raw))).ok()?;
+    (held || cut.is_large(raw.len() as u64)).then_some(Pieces(Place::Memory(cut)))
+}
+
+/// As [`pieces`], for a value that is not in memory: `len` bytes at `at` of a file.
+///
+/// # Errors
+/// Those of opening the file and of its first bytes.
+pub fn pieces_of_file<'a>(
+    (flavor, type_byte): (Flavor, u8),
+    file: &Path,
+    (at, len): (u64, u64),
+    key: &'a [u8],
+    options: PieceOptions,
+) -> Result<Option<Pieces<'a>>> {
+    let Some(kind) = Kind::of(type_byte, flavor) else { return Ok(None) };
+    let (cut, held) = Cut::open(kind, key, options, || open_value(file, at, len))?;
+    Ok((held || cut.is_large(len)).then_some(Pieces(Place::File(cut))))
+}
+
+/// Part of a file that ends where the value ends.
+pub(super) type InFile = Source<std::io::Take<File>>;
+
+/// Opens a value of a file.
+pub(super) fn open_value(file: &Path, at: u64, len: u64) -> Result<InFile> {
+    let io = |source| SnapshotError::Io { offset: at, source }.in_file(file);
+    let mut opened = File::open(file).map_err(io)?;
+    opened.seek(SeekFrom::Start(at)).map_err(io)?;
+    Ok(Source::at(std::io::Read::take(opened, len), at))
 }
 
 /// The commands; see [`pieces`]. After an error there are no more.
 #[derive(Debug)]
-pub struct Pieces<'a> {
+pub struct Pieces<'a>(Place<'a>);
+
+#[derive(Debug)]
+enum Place<'a> {
+    Memory(Cut<'a, Slice<'a>>),
+    File(Cut<'a, InFile>),
+}
+
+impl Pieces<'_> {
+    /// Where in the value, or in its file, the next piece begins.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        match &self.0 {
+            Place::Memory(cut) => cut.input.offset(),
+            Place::File(cut) => cut.input.offset(),
+        }
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Result<Command>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.0 {
+            Place::Memory(cut) => cut.next(),
+            Place::File(cut) => cut.next(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Cut<'a, I> {
     kind: Kind,
     key: &'a [u8],
-    input: Slice<'a>,
-    /// Elements, or nodes of a list, that are still in `input`.
+    input: I,
+    /// Elements, or nodes of a list or stream, that are still in `input`.
     remaining: u64,
     first_expire: i64,
     options: PieceOptions,
@@ -159,6 +204,8 @@ pub struct Pieces<'a> {
     /// An element that did not fit in the last piece.
     waiting: Option<Element>,
     ready: VecDeque<Command>,
+    /// What of a stream is not its entries, until it is restored.
+    stream: Option<stream::Rest>,
     failed: bool,
 }
 
@@ -180,12 +227,63 @@ impl Element {
     }
 }
 
-impl Iterator for Pieces<'_> {
-    type Item = Result<Command>;
+impl<'a, I: Take> Cut<'a, I> {
+    /// At the first element; and whether the size does not matter, since expiries of fields are to be held.
+    fn open(
+        kind: Kind,
+        key: &'a [u8],
+        options: PieceOptions,
+        input: impl Fn() -> Result<I>,
+    ) -> Result<(Self, bool)> {
+        let stream = match kind {
+            Kind::Stream(form) => Some(stream::rest(&mut input()?, form)?),
+            _ => None,
+        };
+        let mut input = input()?;
+        let mut first_expire = 0;
+        if matches!(kind, Kind::HashRelative | Kind::HashPacked { min_expire: true }) {
+            first_expire = i64::from_le_bytes(input.array()?);
+        }
+        // A packed hash has no count; it is one string.
+        let remaining = if matches!(kind, Kind::HashPacked { .. }) { 1 } else { input.length()? };
+        let held = options.field_hold_ms.is_some() && kind.has_field_expiries();
+        let cut = Self {
+            kind,
+            key,
+            input,
+            remaining,
+            first_expire,
+            options,
+            unpacked: VecDeque::new(),
+            waiting: None,
+            ready: VecDeque::new(),
+            stream,
+            failed: false,
+        };
+        Ok((cut, held))
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
+    fn is_large(&self, bytes: u64) -> bool {
+        let many = match self.kind {
+            Kind::HashPacked { .. } => return false,
+            Kind::Quicklist(_) => {
+                self.remaining.saturating_mul(LIST_NODE_BYTES) >= self.options.min_bytes as u64
+            }
+            Kind::Stream(_) => {
+                self.remaining.saturating_mul(STREAM_NODE_ENTRIES) >= self.options.min_elements
+            }
+            _ => self.remaining >= self.options.min_elements,
+        };
+        many || bytes >= self.options.min_bytes as u64
+    }
+
+    fn next(&mut self) -> Option<Result<Command>> {
         if self.ready.is_empty() && !self.failed {
-            if let Err(error) = self.prepare() {
+            let prepared = match self.kind {
+                Kind::Stream(form) => self.prepare_stream(form),
+                _ => self.prepare(),
+            };
+            if let Err(error) = prepared {
                 self.failed = true;
                 self.ready.clear();
                 return Some(Err(error));
@@ -193,9 +291,31 @@ impl Iterator for Pieces<'_> {
         }
         self.ready.pop_front().map(Ok)
     }
-}
 
-impl Pieces<'_> {
+    /// The groups of a stream first, then the entries of node after node, then what counts them.
+    fn prepare_stream(&mut self, form: stream::Form) -> Result<()> {
+        if let Some(rest) = &mut self.stream {
+            if let Some(restore) = rest.take_skeleton(form, self.key) {
+                self.ready.push_back(restore);
+                return Ok(());
+            }
+        }
+        while self.ready.is_empty() && self.remaining > 0 {
+            self.remaining -= 1;
+            let offset = self.input.offset();
+            let id = read_string_vec(&mut self.input)?;
+            let packed = read_string_vec(&mut self.input)?;
+            let mut node = Node::open(&id, entries(&packed, Packing::Listpack)?, offset)?;
+            while let Some(add) = node.next_add(self.key)? {
+                self.ready.push_back(add);
+            }
+        }
+        if self.ready.is_empty() {
+            self.ready.extend(self.stream.take().map(|rest| rest.set_id(self.key)));
+        }
+        Ok(())
+    }
+
     /// Gathers the elements of a piece and makes its commands.
     fn prepare(&mut self) -> Result<()> {
         let mut command = vec![self.kind.command().to_vec(), self.key.to_vec()];
@@ -223,11 +343,8 @@ impl Pieces<'_> {
             command.extend(element.second);
         }
         if count == 0 {
-            return self
-                .input
-                .is_empty()
-                .then_some(())
-                .ok_or(SnapshotError::TrailingBytes { offset: self.input.offset() });
+            let ended = self.input.is_at_end()?;
+            return ended.then_some(()).ok_or(SnapshotError::TrailingBytes { offset: self.input.offset() });
         }
         self.ready.push_back(command);
         for (at, fields) in expiries {
@@ -265,14 +382,14 @@ impl Pieces<'_> {
             let base = if kind == Kind::HashRelative { self.first_expire.saturating_sub(1) } else { 0 };
             expire_ms = field_expiry(number, base, offset)?;
         }
-        let first = read_string(input)?.into_owned();
+        let first = read_string_vec(input)?;
         let second = match kind {
             Kind::Zset | Kind::ZsetText => {
                 let score = score(input, kind)?;
                 return Ok(Some(Element { first: score, second: Some(first), expire_ms: None }));
             }
             Kind::List | Kind::Set => None,
-            _ => Some(read_string(input)?.into_owned()),
+            _ => Some(read_string_vec(input)?),
         };
         if kind == Kind::HashValkey {
             let at = i64::from_le_bytes(input.array()?);
@@ -287,9 +404,9 @@ impl Pieces<'_> {
             self.remaining -= 1;
             let offset = self.input.offset();
             let container = if packing == Packing::Listpack { self.input.length()? } else { 2 };
-            let node = read_string(&mut self.input)?;
+            let node = read_string_vec(&mut self.input)?;
             match container {
-                1 => return Ok(Some(node.into_owned())),
+                1 => return Ok(Some(node)),
                 2 => self.unpacked = entries(&node, packing)?.into(),
                 number => return Err(SnapshotError::BadNumber { what: "kind of list node", number, offset }),
             }
@@ -301,7 +418,7 @@ impl Pieces<'_> {
         let offset = self.input.offset();
         if self.remaining > 0 {
             self.remaining = 0;
-            self.unpacked = entries(&read_string(&mut self.input)?, Packing::Listpack)?.into();
+            self.unpacked = entries(&read_string_vec(&mut self.input)?, Packing::Listpack)?.into();
         }
         let Some(first) = self.unpacked.pop_front() else { return Ok(None) };
         let bad = || SnapshotError::Corrupt { what: "incomplete field of a packed hash", offset };
@@ -325,7 +442,7 @@ fn field_expiry(number: u64, base: i64, offset: u64) -> Result<Option<i64>> {
 }
 
 /// A score as text that reads back as the same number.
-fn score(input: &mut Slice<'_>, kind: Kind) -> Result<Vec<u8>> {
+fn score(input: &mut impl Take, kind: Kind) -> Result<Vec<u8>> {
     let offset = input.offset();
     let score = if kind == Kind::Zset {
         f64::from_le_bytes(input.array()?)
@@ -334,7 +451,7 @@ fn score(input: &mut Slice<'_>, kind: Kind) -> Result<Vec<u8>> {
             255 => f64::NEG_INFINITY,
             254 => f64::INFINITY,
             253 => f64::NAN,
-            n => std::str::from_utf8(input.take(n.into())?)
+            n => std::str::from_utf8(&input.take_vec(n.into())?)
                 .ok()
                 .and_then(|t| t.parse().ok())
                 .unwrap_or(f64::NAN),
@@ -387,7 +504,6 @@ mod tests {
         let three = PieceOptions { min_elements: 3, ..defaults };
         assert!(pieces(Flavor::Redis, types::LIST, raw, b"k", three).is_some());
         assert!(pieces(Flavor::Redis, types::STRING, raw, b"k", ALL).is_none());
-        assert!(pieces(Flavor::Redis, types::STREAM_LISTPACKS_3, raw, b"k", ALL).is_none());
         assert!(pieces(Flavor::Redis, types::MODULE_2, raw, b"k", ALL).is_none());
         // Number 22 is a hash for both, in different forms; number 24 only for Redis.
         assert!(pieces(Flavor::Valkey, types::HASH_METADATA, raw, b"k", ALL).is_none());

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::error::SnapshotError;
-use super::input::{Input, Length, Slice, StringEncoding};
+use super::input::{Input, Length, Slice, StringEncoding, Take};
 
 /// The most bytes that one LZF control sequence of `n` bytes can stand for: three bytes repeat 264.
 const LZF_RATIO: u64 = 88;
@@ -26,35 +26,109 @@ pub(super) fn read_string<'a>(input: &mut Slice<'a>) -> Result<Cow<'a, [u8]>, Sn
     Ok(Cow::Owned(number.to_string().into_bytes()))
 }
 
+/// As [`read_string`], from any input.
+pub(super) fn read_string_vec(input: &mut impl Take) -> Result<Vec<u8>, SnapshotError> {
+    let number = match input.length_or_encoding()? {
+        Length::Plain(n) => return input.take_vec(n),
+        Length::Encoded(StringEncoding::Int8) => i32::from(i8::from_le_bytes(input.array()?)),
+        Length::Encoded(StringEncoding::Int16) => i32::from(i16::from_le_bytes(input.array()?)),
+        Length::Encoded(StringEncoding::Int32) => i32::from_le_bytes(input.array()?),
+        Length::Encoded(StringEncoding::Lzf) => {
+            let compressed = input.length()?;
+            let len = input.length()?;
+            let offset = input.offset();
+            let bytes = input.take_vec(compressed)?;
+            return lzf_decode(&bytes, len, offset);
+        }
+    };
+    Ok(number.to_string().into_bytes())
+}
+
 /// Decodes LZF. `len` is what the file says the result must measure, `offset` where `bytes` start.
 fn lzf_decode(bytes: &[u8], len: u64, offset: u64) -> Result<Vec<u8>, SnapshotError> {
-    let bad = || SnapshotError::Corrupt { what: "bad LZF string", offset };
-    if len > (bytes.len() as u64).saturating_mul(LZF_RATIO) {
-        return Err(SnapshotError::BadNumber { what: "length of an LZF string", number: len, offset });
-    }
-    let len = usize::try_from(len).map_err(|_| bad())?;
-    let mut out = Vec::with_capacity(len);
     let mut input = Slice::at(bytes, offset);
-    while !input.is_empty() {
-        let control = usize::from(input.byte()?);
-        if control < 32 {
-            out.extend_from_slice(input.take(control as u64 + 1)?);
-        } else {
-            let mut count = control >> 5;
-            if count == 7 {
-                count += usize::from(input.byte()?);
-            }
-            let back = ((control & 0x1f) << 8) + usize::from(input.byte()?) + 1;
-            copy_back(&mut out, back, count + 2).ok_or_else(bad)?;
-        }
-        if out.len() > len {
-            return Err(bad());
-        }
-    }
-    if out.len() == len {
-        Ok(out)
+    let mut out = Lzf::new(bytes.len() as u64, len, offset)?;
+    let all = out.next(&mut input, len)?;
+    if out.left == 0 && out.ahead() == 0 {
+        Ok(all)
     } else {
-        Err(bad())
+        Err(out.bad())
+    }
+}
+
+/// How far back a reference of LZF reaches.
+const LZF_WINDOW: usize = 8192;
+
+/// Decodes LZF step by step.
+pub(super) struct Lzf {
+    /// Compressed bytes that are not read yet.
+    left: u64,
+    out: Vec<u8>,
+    /// Bytes of `out` that were handed out.
+    given: usize,
+    /// Bytes that are still to be handed out.
+    due: u64,
+    offset: u64,
+}
+
+impl Lzf {
+    /// `offset` is where the compressed bytes start.
+    pub(super) fn new(compressed: u64, len: u64, offset: u64) -> Result<Self, SnapshotError> {
+        if len > compressed.saturating_mul(LZF_RATIO) {
+            return Err(SnapshotError::BadNumber { what: "length of an LZF string", number: len, offset });
+        }
+        Ok(Self { left: compressed, out: Vec::new(), given: 0, due: len, offset })
+    }
+
+    fn bad(&self) -> SnapshotError {
+        SnapshotError::Corrupt { what: "bad LZF string", offset: self.offset }
+    }
+
+    fn ahead(&self) -> usize {
+        self.out.len() - self.given
+    }
+
+    /// The next `n` bytes of the result.
+    pub(super) fn next(&mut self, input: &mut impl Take, n: u64) -> Result<Vec<u8>, SnapshotError> {
+        let n = usize::try_from(n).map_err(|_| self.bad())?;
+        while self.left > 0 && (self.ahead() < n || self.due == n as u64) {
+            self.step(input)?;
+            if self.ahead() as u64 > self.due {
+                return Err(self.bad());
+            }
+        }
+        let piece =
+            self.out.get(self.given..self.given.saturating_add(n)).ok_or_else(|| self.bad())?.to_vec();
+        self.given += n;
+        self.due = self.due.saturating_sub(n as u64);
+        // In large steps, so that little is moved.
+        if self.given > 16 * LZF_WINDOW {
+            self.out.drain(..self.given - LZF_WINDOW);
+            self.given = LZF_WINDOW;
+        }
+        Ok(piece)
+    }
+
+    /// One control sequence.
+    fn step(&mut self, input: &mut impl Take) -> Result<(), SnapshotError> {
+        let control = usize::from(self.byte(input)?);
+        if control < 32 {
+            let literal = control as u64 + 1;
+            self.left = self.left.checked_sub(literal).ok_or_else(|| self.bad())?;
+            self.out.extend(input.take_vec(literal)?);
+            return Ok(());
+        }
+        let mut count = control >> 5;
+        if count == 7 {
+            count += usize::from(self.byte(input)?);
+        }
+        let back = ((control & 0x1f) << 8) + usize::from(self.byte(input)?) + 1;
+        copy_back(&mut self.out, back, count + 2).ok_or_else(|| self.bad())
+    }
+
+    fn byte(&mut self, input: &mut impl Take) -> Result<u8, SnapshotError> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| self.bad())?;
+        input.byte()
     }
 }
 
@@ -77,7 +151,10 @@ mod tests {
     use super::*;
 
     fn decode(bytes: &[u8]) -> Result<Vec<u8>, SnapshotError> {
-        read_string(&mut Slice::new(bytes)).map(Cow::into_owned)
+        let borrowed = read_string(&mut Slice::new(bytes)).map(Cow::into_owned);
+        let owned = read_string_vec(&mut Slice::new(bytes));
+        assert_eq!(format!("{borrowed:?}"), format!("{owned:?}"));
+        borrowed
     }
 
     #[test]

@@ -136,6 +136,11 @@ fn skip_stream<I: Input>(input: &mut I, form: u8) -> Result<()> {
     repeat(input, skip_pair)?;
     // Length and last id; then first id, highest deleted id and the count of entries ever added.
     skip_lengths(input, if form >= 2 { 8 } else { 3 })?;
+    skip_stream_groups(input, form)
+}
+
+/// Passes over the groups of a stream.
+pub(super) fn skip_stream_groups<I: Input>(input: &mut I, form: u8) -> Result<()> {
     repeat(input, |i| skip_group(i, form))
 }
 

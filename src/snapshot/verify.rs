@@ -12,6 +12,8 @@ use super::payload::{restore_payload, PAYLOAD_OVERHEAD};
 use super::reader::{Crc, Event, RdbReader};
 use super::value::types;
 
+/// Bytes of a value that are kept: those behind them are checked and dropped.
+const KEEP_BYTES: usize = 1024 * 1024;
 /// Bytes between two calls of the progress function.
 const PROGRESS_STEP: u64 = 4 * 1024 * 1024;
 
@@ -67,7 +69,7 @@ pub fn verify_file(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Rd
 /// # Errors
 /// [`SnapshotError`].
 pub fn verify(input: impl Read, progress: &mut dyn FnMut(u64, u64)) -> Result<RdbSummary, SnapshotError> {
-    let mut reader = RdbReader::new(input);
+    let mut reader = RdbReader::new(input).keep_at_most(KEEP_BYTES);
     let mut summary = match reader.next_event()? {
         Some(Event::Header { version, flavor }) => RdbSummary {
             head: RdbHead::new(version, flavor),
@@ -89,10 +91,10 @@ pub fn verify(input: impl Read, progress: &mut dyn FnMut(u64, u64)) -> Result<Rd
             Event::Key(key) => {
                 summary.keys += 1;
                 summary.expires += u64::from(key.expire_ms.is_some());
-                let size = (key.key.len() + key.value.len()) as u64;
+                let size = (key.key.len() as u64).saturating_add(key.value_len);
                 summary.largest_key = summary.largest_key.max(size);
                 if key.type_byte == types::MODULE_2 {
-                    summary.take_module(key.value);
+                    summary.take_module(key.value, key.value.len() as u64 == key.value_len);
                 }
             }
             Event::Function { .. } => summary.functions += 1,
@@ -118,13 +120,13 @@ pub fn verify(input: impl Read, progress: &mut dyn FnMut(u64, u64)) -> Result<Rd
 }
 
 impl RdbSummary {
-    /// Notes a value of another module.
-    fn take_module(&mut self, value: &[u8]) {
+    /// Notes a value of another module, of which a large one may not be here as a whole.
+    fn take_module(&mut self, value: &[u8], whole: bool) {
         let Some(id) = value_type(value) else { return };
         let data = self.modules.entry(id).or_default();
         data.keys += 1;
         let smallest = data.sample.as_ref().map_or(SAMPLE_LIMIT, |s| s.len() - PAYLOAD_OVERHEAD);
-        if value.len() < smallest {
+        if whole && value.len() < smallest {
             let mut payload = Vec::new();
             restore_payload(types::MODULE_2, value, self.head.rdb_version, &mut payload);
             data.sample = Some(payload);

@@ -37,6 +37,27 @@ impl Log {
         begun.or_else(|e| self.poison(e))
     }
 
+    /// Notes where histories really begin: what this log holds was written under `lineage`, by the node that this
+    /// one has copied it from.
+    ///
+    /// # Errors
+    /// The file system's, after which the log is poisoned.
+    pub fn adopt_lineage(&self, lineage: Lineage) -> Result<(), StoreError> {
+        let mut shelf = self.shelf.lock();
+        self.check()?;
+        if shelf.manifest.lineage == lineage {
+            return Ok(());
+        }
+        let manifest = Manifest { lineage, ..shelf.manifest.clone() };
+        if let Err(e) = self.save_manifest(&manifest) {
+            drop(shelf);
+            return self.poison(e);
+        }
+        self.lineage.store(Arc::new(manifest.lineage.clone()));
+        shelf.manifest = manifest;
+        Ok(())
+    }
+
     /// Whether the current segment takes entries of `history`.
     fn goes_on(&self, writer: &Writer, history: History) -> bool {
         let newest = self.lineage.load().current().is_some_and(|c| c.history == history);
@@ -161,28 +182,70 @@ impl Log {
     pub fn revive(&self, history: History, first_op: OpId) -> Result<(), StoreError> {
         let mut shelf = self.shelf.lock();
         let mut writer = self.writer.lock();
+        self.revive_locked(&mut shelf, &mut writer, history, first_op)?;
+        drop((writer, shelf));
+        self.notify();
+        Ok(())
+    }
+
+    /// After a failed write: goes on directly above what is there, where the missing ops will come again. Does
+    /// nothing to a log that has not failed.
+    ///
+    /// # Errors
+    /// As [`Self::revive`].
+    pub fn resume(&self) -> Result<(), StoreError> {
+        let mut shelf = self.shelf.lock();
+        let mut writer = self.writer.lock();
+        if self.poison.load().is_none() {
+            return Ok(());
+        }
+        let next = self.written() + 1;
+        match self.lineage.load().current().map(|c| c.history) {
+            Some(history) => self.revive_locked(&mut shelf, &mut writer, history, next)?,
+            None => {
+                self.save_manifest(&shelf.manifest)?;
+                self.poison.store(None);
+            }
+        }
+        drop((writer, shelf));
+        self.notify();
+        Ok(())
+    }
+
+    fn revive_locked(
+        &self,
+        shelf: &mut Shelf,
+        writer: &mut Writer,
+        history: History,
+        first_op: OpId,
+    ) -> Result<(), StoreError> {
         if let Some(op) = shelf.manifest.cut {
-            self.finish_cut(&mut shelf, &mut writer, op)?;
+            // The manifest that forgets the cut may have reached the disk, though its save failed: what follows
+            // shortens a segment before it writes the rest anew, so the cut has to be known again first.
+            self.save_manifest(&shelf.manifest)?;
+            self.finish_cut(shelf, writer, op)?;
         }
         let next = self.written() + 1;
         if first_op < next {
             return Err(StoreError::NotNext { expected: next, got: first_op });
         }
-        if first_op == next {
-            if let Some(current) = writer.current.as_ref().filter(|c| !c.is_sealed()) {
+        let current = writer.current.as_ref().filter(|c| !c.is_sealed());
+        match current {
+            Some(current) if first_op == next => {
                 current.rewrite_from(self.durable().min(self.written()))?;
                 self.advance_durable(self.rewind_count(), self.written());
             }
+            // What a failed write has left, and what was reserved: on a full disk the manifest needs the room.
+            Some(current) => current.trim()?,
+            None => {}
         }
-        if first_op == next && self.goes_on(&writer, history) {
+        if first_op == next && self.goes_on(writer, history) {
             // A save that failed may have reached the disk all the same.
             self.save_manifest(&shelf.manifest)?;
         } else {
-            self.begin(&mut shelf, &mut writer, history, first_op)?;
+            self.begin(shelf, writer, history, first_op)?;
         }
         self.poison.store(None);
-        drop((writer, shelf));
-        self.notify();
         Ok(())
     }
 

@@ -469,6 +469,26 @@ impl Log {
         self.segments.load().iter().map(|s| s.disk_bytes()).sum()
     }
 
+    /// Bytes that the disk can still take; `None` where the file system does not say.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.fs.free_bytes(&self.dir).ok()
+    }
+
+    /// Size at which a segment is cut.
+    pub fn segment_size(&self) -> u64 {
+        self.opts.segment_size
+    }
+
+    /// Last op of the oldest segment, where that is sealed.
+    pub fn oldest_sealed(&self) -> Option<OpId> {
+        self.segments.load().first().filter(|s| s.is_sealed()).map(|s| s.last_op())
+    }
+
+    /// Bytes of the segments on disk.
+    pub fn bytes(&self) -> u64 {
+        self.stats_bytes()
+    }
+
     /// Figures for the status; asks the file system for the free bytes.
     pub fn stats(&self) -> LogStats {
         LogStats {

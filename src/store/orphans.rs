@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oplog_format::{
-    decode_entry, encode_entry, split_after, Decoded, EntryHeader, EntryMeta, FormatError, OpId,
-    SegmentHeader,
+    decode_entry, encode_entry, parse_op, split_after, Decoded, EntryHeader, EntryMeta, FormatError, OpId,
+    OpScan, SegmentHeader,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,10 @@ pub const ORPHANS: &str = "orphans";
 pub const RECORD: &str = "orphan";
 /// A folder that is being filled; removed at the next opening.
 const PART: &str = ".part";
+/// Key names in a record.
+const MAX_KEYS: usize = 16;
+/// Bytes of a name that are shown.
+const MAX_NAME: usize = 80;
 /// Bytes read at once.
 const STEP: usize = 1 << 20;
 
@@ -45,6 +49,8 @@ pub struct OrphanInfo {
     pub cut_ms: u64,
     /// Why.
     pub reason: String,
+    /// Names of some of the keys that are written, each once.
+    pub keys: Vec<String>,
 }
 
 /// All orphans in a log's directory, oldest first.
@@ -168,9 +174,38 @@ impl Log {
             }
         }
         info.bytes = (info.last_op + 1).saturating_sub(info.first_op);
+        info.keys = self.some_keys(seam)?;
         // Syncs the folder as well.
         durable::save(self.fs.as_ref(), &part.join(RECORD), &info)?;
         Ok(info)
+    }
+
+    /// Names of keys that the first ops behind the seam write; what is far behind is not read for this.
+    fn some_keys(self: &Arc<Self>, seam: &Seam) -> Result<Vec<String>, StoreError> {
+        let mut frames = seam.tail.clone();
+        if seam.next <= self.written() {
+            let mut reader = self.reader(seam.next).map_err(unread)?;
+            while frames.len() < STEP && reader.position() <= self.written() {
+                reader.next(STEP, &mut frames).map_err(unread)?;
+            }
+        }
+        let mut keys = Vec::new();
+        let mut rest = frames.as_slice();
+        while let Ok(Decoded::Entry(entry)) = decode_entry(rest) {
+            rest = rest.get(entry.frame.len()..).unwrap_or_default();
+            let mut args = Vec::new();
+            let mut ops = entry.payload;
+            while let Ok(OpScan::Complete { len }) = parse_op(ops, &mut args) {
+                let argv: Vec<&[u8]> = args.iter().take(3).map(|a| a.of(ops)).collect();
+                let name = key_of(&argv).map(shown);
+                keys.extend(name.filter(|n| keys.len() < MAX_KEYS && !keys.contains(n)));
+                ops = ops.get(len..).unwrap_or_default();
+            }
+            if keys.len() == MAX_KEYS {
+                break;
+            }
+        }
+        Ok(keys)
     }
 
     fn time_of(self: &Arc<Self>, first: OpId) -> Result<u64, StoreError> {
@@ -231,6 +266,39 @@ fn count(info: &mut OrphanInfo, header: &EntryHeader) {
     info.last_time_ms = header.meta.time_ms;
     info.last_op = header.meta.last_op;
     info.ops += u64::from(header.meta.op_count);
+}
+
+/// Where most commands have their key; `None` for those without one.
+fn key_of<'a>(argv: &[&'a [u8]]) -> Option<&'a [u8]> {
+    const NONE: [&[u8]; 13] = [
+        b"SELECT",
+        b"MULTI",
+        b"EXEC",
+        b"PING",
+        b"REPLCONF",
+        b"PUBLISH",
+        b"SPUBLISH",
+        b"FLUSHALL",
+        b"FLUSHDB",
+        b"SCRIPT",
+        b"FUNCTION",
+        b"SWAPDB",
+        b"CLUSTER",
+    ];
+    let name = argv.first()?;
+    if NONE.iter().any(|n| n.eq_ignore_ascii_case(name)) {
+        return None;
+    }
+    let second = [b"XGROUP".as_slice(), b"BITOP"].iter().any(|n| n.eq_ignore_ascii_case(name));
+    argv.get(if second { 2 } else { 1 }).copied()
+}
+
+/// A name as text, cut where it is long.
+fn shown(name: &[u8]) -> String {
+    match name.get(..MAX_NAME) {
+        Some(head) if name.len() > MAX_NAME => format!("{}..", head.escape_ascii()),
+        _ => name.escape_ascii().to_string(),
+    }
 }
 
 fn unread(e: ReadError) -> StoreError {

@@ -318,6 +318,14 @@ impl Segment {
         Ok(())
     }
 
+    /// Cuts off what a failed write may have left behind the last entry, and room reserved there.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn trim(&self) -> Result<(), StoreError> {
+        self.file()?.set_len(self.end()).map_err(|e| StoreError::io("trimming", &self.path, e))
+    }
+
     /// Cuts off what a failed write may have left behind the last entry, writes what is not known to be on the
     /// disk once more, and syncs. After a failed sync the system counts pages as clean that never reached the
     /// disk, so that another sync alone would prove nothing.

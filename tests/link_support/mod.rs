@@ -218,7 +218,12 @@ impl SourceHost for Source {
     fn serving(&self) -> Serving {
         self.serving.lock().clone()
     }
-    fn snapshot(&self, cancelled: &AtomicBool, progress: &mut dyn FnMut(&str)) -> Result<Snapshot, String> {
+    fn snapshot(
+        &self,
+        _at_least: OpId,
+        cancelled: &AtomicBool,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Snapshot, String> {
         while self.stuck.load(Ordering::SeqCst) {
             progress("saving 42 %");
             if cancelled.load(Ordering::SeqCst) {

@@ -204,7 +204,11 @@ fn what_is_the_modules_is_nobody_elses(version: Version) {
             "DR._TTL SET key hole",
             "DR._TTL FLUSHALL",
             "DR._TTL DEL key",
-            "DR._TTL GET key",
+            "DR._TTL DR._TTL TTL key",
+            "DR._TTL KEYS *",
+            "DR._FIRST",
+            "DR._FIRST FLUSHALL",
+            "DR._FIRST DR._TTL TTL key",
         ] {
             let reply = client.line(line);
             assert!(matches!(reply, Reply::Error(_)), "{version}: {line}: {reply:?}");

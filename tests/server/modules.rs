@@ -129,9 +129,9 @@ fn what_a_module_keeps_outside_of_keys_is_named_on_redis_7_4() {
     run(&source, &["FT.CREATE early ON HASH PREFIX 1 h: SCHEMA t TEXT", "HSET h:1 t hello"]);
     target.client().call(&["DR.LINK", &source.endpoint()]).good();
     wait_equal(&source, &target);
-    let status = target.status();
-    let warned = status.list("warnings").iter().any(|w| w.as_str().is_some_and(|t| t.contains("ft_index0")));
-    assert!(warned, "{status:?}");
+    target.wait_status("warned of the index", |status| {
+        status.list("warnings").iter().any(|w| w.as_str().is_some_and(|t| t.contains("ft_index0")))
+    });
     // What comes later comes in the stream.
     run(&source, &["FT.CREATE late ON HASH PREFIX 1 h: SCHEMA t TEXT", "HSET h:2 t hello"]);
     wait_equal(&source, &target);

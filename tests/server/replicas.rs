@@ -25,7 +25,7 @@ fn follow_for_good(replica: &Server, master: &Server) {
 }
 
 /// Ops of two logs that both hold, from the first that both have.
-fn assert_same_log(a: &Server, b: &Server, what: &str) {
+pub fn assert_same_log(a: &Server, b: &Server, what: &str) {
     let ops = |server: &Server| dump(&server.dir().join("dr"));
     let (ours, theirs) = (ops(a), ops(b));
     let first = |ops: &[serde_json::Value]| ops.first().and_then(|o| o["op"].as_u64()).unwrap_or(u64::MAX);
@@ -50,7 +50,7 @@ fn assert_same_log(a: &Server, b: &Server, what: &str) {
 }
 
 /// Waits until the logs of both end at the same op.
-fn wait_logs(a: &Server, b: &Server) {
+pub fn wait_logs(a: &Server, b: &Server) {
     until("both logs end at the same op", || {
         let (x, y) = (a.status(), b.status());
         x.op_id() == y.op_id() && x.durable_op_id() == x.op_id() && y.durable_op_id() == y.op_id()

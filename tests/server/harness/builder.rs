@@ -19,6 +19,7 @@ pub struct Builder {
     pub(super) dir: Option<PathBuf>,
     pub(super) sentinel: bool,
     pub(super) ready: bool,
+    pub(super) env: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -36,6 +37,7 @@ impl Builder {
             dir: None,
             sentinel: false,
             ready: true,
+            env: Vec::new(),
         }
     }
 
@@ -93,6 +95,12 @@ impl Builder {
     /// Works in a folder of the test's, which the harness does not remove.
     pub fn dir(mut self, dir: &Path) -> Builder {
         self.dir = Some(dir.to_owned());
+        self
+    }
+
+    /// A variable of its environment.
+    pub fn env(mut self, name: &str, value: impl ToString) -> Builder {
+        set(&mut self.env, name, value.to_string());
         self
     }
 

@@ -9,6 +9,7 @@ pub mod builder;
 #[macro_use]
 pub mod client;
 pub mod digest;
+pub mod disk;
 pub mod ports;
 pub mod process;
 pub mod proxy;
@@ -26,6 +27,7 @@ pub use {
     builder::Builder,
     client::{Client, Pipe},
     digest::{diff, digest, snapshot},
+    disk::{FaultyDisk, SmallDisk},
     ports::Port,
     proxy::{Action, Direction, Proxy},
     resp::Reply,

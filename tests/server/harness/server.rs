@@ -157,6 +157,7 @@ impl Server {
         let output = File::options().create(true).append(true).open(self.dir.join("output.log")).unwrap();
         let mut command = Command::new(&program);
         command.arg(self.conf_path()).current_dir(&self.dir).stdin(Stdio::null());
+        command.envs(spec.env.iter().map(|(name, value)| (name, value)));
         command.stdout(output.try_clone().unwrap()).stderr(output);
         if spec.sentinel {
             command.arg("--sentinel");
@@ -311,7 +312,7 @@ impl Server {
         self.dir.join("server.sock")
     }
 
-    fn try_client(&self) -> std::io::Result<Client> {
+    pub(super) fn try_client(&self) -> std::io::Result<Client> {
         let spec = self.spec.lock().unwrap();
         let place = if spec.tcp { Place::Tcp(self.addr()) } else { Place::Unix(self.socket()) };
         let password = spec.password.clone();

@@ -86,7 +86,7 @@ impl Status {
 impl Server {
     /// DR.STATUS now; `None` when the server cannot answer it now (down, loading).
     pub fn try_status(&self) -> Option<Status> {
-        let reply = self.is_alive().then(|| self.client().try_call(&["DR.STATUS", "JSON"]).ok())??;
+        let reply = self.is_alive().then(|| self.try_client()?.try_call(&["DR.STATUS", "JSON"]))?.ok()?;
         if reply.error().is_some() {
             return None;
         }
@@ -139,6 +139,8 @@ impl Server {
         let mark = format!("redisdr-test-settle-{before}");
         cmd!(self.client(), "SET", mark, "").ok();
         cmd!(self.client(), "DEL", mark).good();
+        // The status is published now and then: two equal looks at it alone would not show a tap that lags.
+        let _ = cmd!(self.client(), "DR.WAIT", 0, 60_000);
         let offset = || self.info_field("replication", "master_repl_offset");
         eventually("the log has the last write", deadline(), || {
             let end = offset();

@@ -84,10 +84,15 @@ pub struct Conn {
 
 impl Conn {
     pub fn open(addr: SocketAddr) -> io::Result<Conn> {
+        Conn::open_for(addr, Duration::from_secs(120))
+    }
+
+    /// With another time to wait for a reply.
+    pub fn open_for(addr: SocketAddr, patience: Duration) -> io::Result<Conn> {
         let stream = TcpStream::connect_timeout(&addr, Duration::from_secs(10))?;
         stream.set_nodelay(true)?;
         // A stuck server must fail the test, not hang it.
-        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+        stream.set_read_timeout(Some(patience))?;
         Ok(Conn { reader: BufReader::with_capacity(64 * 1024, stream), out: Vec::new() })
     }
 
