@@ -6,6 +6,7 @@
 //! - nobody is told of new keys (`notify-keyspace-events` without `n` or anything newer): the key API removes the old
 //!   value first, so that an overwritten key would be told as a new one;
 //! - no other module is loaded, which could listen to that by itself;
+//! - from Redis 7.0 on: on 6.0, native replicas of a target were seen to differ from it in consumer groups;
 //! - not on Valkey 8, which chooses between its string encodings by who else holds the value at that moment;
 //! - not in cluster mode, where calling the command also checks the slot.
 //!
@@ -57,7 +58,8 @@ fn look(ctx: Ctx) {
 
 /// Whether plain SETs of this entry may go this way.
 pub fn allowed(ctx: Ctx, caps: ServerCaps) -> bool {
-    !(caps.valkey && caps.version < 0x09_00_00)
+    let known = if caps.valkey { caps.version >= 0x09_00_00 } else { caps.version >= 0x07_00_00 };
+    known
         && ALONE.load(Ordering::Relaxed)
         && ctx.flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER == 0
         && api!(RedisModule_GetNotifyKeyspaceEvents() else c_int::MAX) & !KNOWN_EVENTS == 0
