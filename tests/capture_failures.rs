@@ -85,11 +85,11 @@ fn what_a_lost_server_could_not_be_told_is_put_back_at_the_next_attach() {
         let settings = server.settings();
         let open = Arc::new(AtomicBool::new(true));
         let rule = Arc::clone(&open);
-        // From PSYNC on, nothing reaches the server any more.
+        // From PSYNC on, as the tap spells it, nothing reaches the server any more.
         let proxy = Proxy::start(
             &server,
             Arc::new(move |piece| {
-                if has(piece, "PSYNC") {
+                if has(piece, "pSYNC") {
                     rule.store(false, Ordering::SeqCst);
                 }
                 rule.load(Ordering::SeqCst)
@@ -132,7 +132,7 @@ fn a_refused_continuation_is_tried_again_without_a_fork() {
             let proxy = Proxy::start(
                 &server,
                 Arc::new(move |piece| {
-                    if has(piece, "PSYNC") && count.fetch_add(1, Ordering::SeqCst) < overruns {
+                    if has(piece, "pSYNC") && count.fetch_add(1, Ordering::SeqCst) < overruns {
                         let mut conn = Conn::open(&addr, &Secret(None)).unwrap();
                         conn.call(&[b"SET", b"k", &vec![b'x'; 1 << 20]]).unwrap();
                     }

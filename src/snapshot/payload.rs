@@ -77,7 +77,7 @@ mod tests {
             restore_payload(types::STRING, &[head, text].concat(), 10, &mut out);
             out
         };
-        let text = vec![b'x'; 70_000];
+        let text = vec![b'x'; 70_001];
         for (head, len) in [
             (&[0u8][..], 0),
             (&[63], 63),

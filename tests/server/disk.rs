@@ -68,14 +68,20 @@ fn wait_failed(server: &Server) {
     server.wait_status("failed", |s| s.state() == "failed");
 }
 
-/// Longer than memory can bridge: a gap, a new base, a copy for the target.
-fn a_source_outlasts_its_full_disk(v: Version) {
-    let disk = SmallDisk::new(24);
+/// A source with its log on a disk of so many megabytes, and a target that has what it has.
+fn linked(v: Version, megabytes: u64) -> (SmallDisk, Server, Server) {
+    let disk = SmallDisk::new(megabytes);
     let source = ready(on_disk(v, 0, &disk));
     let target = Server::builder(v).arg("service-id", 1).source(&source).start();
-    let mut client = source.client();
-    write(&mut client, 1, "before");
+    write(&mut source.client(), 1, "before");
     wait_equal(&source, &target);
+    (disk, source, target)
+}
+
+/// Longer than memory can bridge: a gap, a new base, a copy for the target.
+fn a_source_outlasts_its_full_disk(v: Version) {
+    let (disk, source, target) = linked(v, 24);
+    let mut client = source.client();
     wait_syncs(&target, 1);
 
     disk.fill(ALMOST_FULL);
@@ -117,12 +123,8 @@ for_some_servers!(a_source_outlasts_its_full_disk);
 #[test]
 fn a_disk_that_is_full_for_a_moment_costs_nothing() {
     let v = version("redis-7.0");
-    let disk = SmallDisk::new(24);
-    let source = ready(on_disk(v, 0, &disk));
-    let target = Server::builder(v).arg("service-id", 1).source(&source).start();
+    let (disk, source, target) = linked(v, 24);
     let mut client = source.client();
-    write(&mut client, 1, "before");
-    wait_equal(&source, &target);
     for round in 0..2 {
         disk.fill(ALMOST_FULL);
         write(&mut client, 3, "while it is full");
@@ -148,12 +150,8 @@ fn a_disk_that_is_full_for_a_moment_costs_nothing() {
 #[test]
 fn a_log_that_fills_its_disk_makes_room_for_what_comes() {
     let v = version("redis-7.0");
-    let disk = SmallDisk::new(12);
-    let source = ready(on_disk(v, 0, &disk));
-    let target = Server::builder(v).arg("service-id", 1).source(&source).start();
+    let (disk, source, target) = linked(v, 12);
     let mut client = source.client();
-    write(&mut client, 1, "before");
-    wait_equal(&source, &target);
     target.terminate();
 
     write(&mut client, 60, "while the target is away");
