@@ -29,6 +29,7 @@ mod modules;
 mod operator;
 mod outage;
 mod plain_sets;
+mod promotion;
 mod races;
 mod readers;
 mod rebase;
