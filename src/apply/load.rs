@@ -221,7 +221,10 @@ impl Loader<'_> {
         let options = PieceOptions { field_hold_ms: Some(HOLD_FIELD_MS), ..PieceOptions::default() };
         let in_memory = key.value.len() as u64 == key.value_len;
         let span = (key.value_at, key.value_len);
-        if key.type_byte == STRING && key.value_len > 0 {
+        // Looking into a value costs a buffer, which most strings are far too short for: compression of the RDB's kind
+        // makes a text at most 88 times shorter.
+        let may_be_long = key.value_len.saturating_mul(100) >= TEXT_BYTES;
+        if key.type_byte == STRING && may_be_long {
             let text = match in_memory {
                 true => TextPieces::of(key.value)?,
                 false => TextPieces::of_file(self.path, span)?,
