@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use oplog_format::{decode_entry, split_after, Decoded, OpId};
+use oplog_format::{decode_entry, split_after, Decoded, EntryHeader, OpId};
 use parking_lot::Mutex;
 
+use super::claims;
+use super::ServerCaps;
 use crate::local::{Address, Conn, LocalError, Reply, Secret, Stream};
 use crate::store::{Log, LogReader, ReadError, StoreError};
 
@@ -41,6 +43,8 @@ pub struct FeedConfig {
     pub log: Arc<Log>,
     /// Stops by itself once this op is applied; `None`: never.
     pub until: Option<OpId>,
+    /// What the own server is.
+    pub caps: ServerCaps,
 }
 
 /// How a feed ended.
@@ -274,7 +278,7 @@ fn session(config: &FeedConfig, inner: &Inner, conn: &mut Conn) -> Result<FeedEn
                     Next::End(end) => return Ok(end),
                 }
             }
-            match s.send(&frames, config.until)? {
+            match s.send(&frames, config)? {
                 Next::Go => frames.clear(),
                 Next::Position => continue 'position,
                 Next::End(end) => return Ok(end),
@@ -291,33 +295,59 @@ enum Next {
 
 impl Session<'_> {
     /// Sends all entries of `frames`, reading replies where too many are due.
-    fn send(&mut self, frames: &[u8], until: Option<OpId>) -> Result<Next, LocalError> {
+    fn send(&mut self, frames: &[u8], config: &FeedConfig) -> Result<Next, LocalError> {
+        let part = !config.caps.valkey && config.caps.version < 0x07_00_00;
         let mut rest = frames;
         while !rest.is_empty() {
             let Ok(Decoded::Entry(whole)) = decode_entry(rest) else {
                 return Ok(Next::End(FeedEnd::Failed("own log: an entry is cut off".into())));
             };
             rest = rest.get(whole.frame.len()..).unwrap_or_default();
-            if until.is_some_and(|u| whole.header.first_op() > u) {
+            if config.until.is_some_and(|u| whole.header.first_op() > u) {
                 break;
             }
-            let first = whole.header.first_op().to_string();
-            let (frame, last) = (whole.frame, whole.header.meta.last_op);
-            while self.due.len() >= IN_FLIGHT || self.due_bytes > IN_FLIGHT_BYTES {
-                self.conn.flush()?;
-                match self.reply()? {
-                    Next::Go => {}
-                    other => return Ok(other),
-                }
-            }
-            self.conn.push(&[b"DR.APPLY", first.as_bytes(), frame]);
-            self.due.push_back((last, frame.len()));
-            self.due_bytes += frame.len();
-            if frame.len() > IN_FLIGHT_BYTES {
-                self.conn.flush()?;
+            let parts = if part { claims::apart(&whole) } else { Ok(None) };
+            let next = match parts {
+                Ok(None) => self.send_entry(whole.frame)?,
+                Ok(Some(parts)) => self.send_parts(&parts)?,
+                Err(e) => return Ok(Next::End(FeedEnd::Failed(format!("own log: {e}")))),
+            };
+            if !matches!(next, Next::Go) {
+                return Ok(next);
             }
         }
         self.conn.flush()?;
+        Ok(Next::Go)
+    }
+
+    fn send_parts(&mut self, parts: &[Vec<u8>]) -> Result<Next, LocalError> {
+        for frame in parts {
+            match self.send_entry(frame)? {
+                Next::Go => {}
+                other => return Ok(other),
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    /// Sends one entry, which has been checked.
+    fn send_entry(&mut self, frame: &[u8]) -> Result<Next, LocalError> {
+        let Ok(header) = EntryHeader::decode(frame) else {
+            return Ok(Next::End(FeedEnd::Failed("own log: an entry has no header".into())));
+        };
+        while self.due.len() >= IN_FLIGHT || self.due_bytes > IN_FLIGHT_BYTES {
+            self.conn.flush()?;
+            match self.reply()? {
+                Next::Go => {}
+                other => return Ok(other),
+            }
+        }
+        self.conn.push(&[b"DR.APPLY", header.first_op().to_string().as_bytes(), frame]);
+        self.due.push_back((header.meta.last_op, frame.len()));
+        self.due_bytes += frame.len();
+        if frame.len() > IN_FLIGHT_BYTES {
+            self.conn.flush()?;
+        }
         Ok(Next::Go)
     }
 

@@ -1,5 +1,6 @@
 //! Apply: from entries in the own log to the dataset, exactly once.
 
+pub mod claims;
 pub mod execute;
 pub mod expiry;
 mod expiry_hash;

@@ -61,8 +61,13 @@ impl Node {
             return;
         }
         let Ok(addr) = self.server.address.clone() else { return };
-        let config =
-            FeedConfig { addr, secret: self.shared.secret.clone(), log: Arc::clone(&self.log), until: None };
+        let config = FeedConfig {
+            addr,
+            secret: self.shared.secret.clone(),
+            log: Arc::clone(&self.log),
+            until: None,
+            caps: self.shared.caps(),
+        };
         let node = Arc::clone(self);
         let started = Feed::start(config, move |end| match end {
             FeedEnd::Stopped | FeedEnd::Reached => {}
@@ -470,6 +475,7 @@ impl Node {
             secret: self.shared.secret.clone(),
             log: Arc::clone(&self.log),
             until: Some(op),
+            caps: self.shared.caps(),
         };
         let (tx, rx) = crossbeam_channel::bounded(1);
         let feed = Feed::start(config, move |end| drop(tx.send(end))).map_err(|e| e.to_string())?;

@@ -150,3 +150,38 @@ for_each_server!(a_replica_of_a_target_has_its_log_with_aof);
 fn a_replica_of_a_target_has_its_log_with_aof(version: Version) {
     a_replica_of_a_target(version, true);
 }
+
+/// Redis 6.x propagates an XCLAIM at once, past the DR.APPLY that it is part of: behind a RENAME in the same entry the
+/// target's replica claimed in what was `a` before, and kept a last-delivered id that nobody else had.
+fn a_claim_stays_behind_what_was_before_it(v: Version) {
+    let source = Server::builder(v).start();
+    source.wait_state("capturing");
+    let target = Server::builder(v).arg("service-id", 1).start();
+    target.wait_state("capturing");
+    let replica = Server::builder(v).arg("service-id", 1).start();
+    replica.replicate(&target);
+    cmd!(target.client(), "DR.LINK", source.endpoint()).ok();
+    wait_equal(&source, &target);
+    let mut client = source.client();
+    for (stream, id) in [("a", "1-1"), ("c", "5-5")] {
+        cmd!(client, "XADD", stream, id, "f", "v").good();
+        cmd!(client, "XGROUP", "CREATE", stream, "g", "0").ok();
+    }
+    // In one go, so that it is one entry.
+    let mut pipe = Pipe::new();
+    pipe.add(&["RENAME", "a", "b"]).add(&["RENAME", "c", "a"]);
+    pipe.add(&["XREADGROUP", "GROUP", "g", "me", "STREAMS", "a", ">"]);
+    client.run_good(&pipe);
+    wait_equal(&source, &target);
+    replica.wait_in_step(&target);
+    for stream in ["a", "b"] {
+        // Name, consumers, pending, last-delivered id; what 7.0 adds it does not tell its own replicas either.
+        let groups = |s: &Server| {
+            let all = cmd!(s.client(), "XINFO", "GROUPS", stream).array();
+            all.into_iter().map(|g| g.array().into_iter().take(8).collect::<Vec<_>>()).collect::<Vec<_>>()
+        };
+        assert_eq!(groups(&source), groups(&target), "{stream} at the target");
+        assert_eq!(groups(&source), groups(&replica), "{stream} at its replica");
+    }
+}
+for_each_server!(a_claim_stays_behind_what_was_before_it);
