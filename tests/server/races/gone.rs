@@ -6,7 +6,8 @@ use crate::harness::{
     deadline, eventually, wait_applied, wait_equal, Client, Pipe, Proxy, Reply, Server, Version,
 };
 
-const TIME_MS: u64 = 400;
+const TIME_MS: u64 = 1500;
+const SHORT_MS: u64 = 400;
 
 fn has_field_times(version: Version) -> bool {
     version.has(7, 4) && !version.valkey || version.has_valkey(9, 0)
@@ -186,7 +187,7 @@ fn a_release_that_has_not_come_by_is_not_seen(version: Version) {
     client.run_good(&pipe);
     let fields = has_field_times(version);
     let mut pipe = Pipe::new();
-    let ms = (5 * TIME_MS).to_string();
+    let ms = (5 * SHORT_MS).to_string();
     for n in 0..EACH {
         for kind in ["get", "incr", "nx", "push"] {
             pipe.add(&["SET", &format!("{kind}:{n}"), "5", "PX", &ms]);
@@ -204,7 +205,7 @@ fn a_release_that_has_not_come_by_is_not_seen(version: Version) {
     wait_applied(&target, source.settle());
     replica.replicate(&target);
     source.stop();
-    std::thread::sleep(Duration::from_millis(6 * TIME_MS));
+    std::thread::sleep(Duration::from_millis(6 * SHORT_MS));
     cmd!(target.client(), "DR.CUTLINK").good();
     let mut client = target.client();
     let mut unreleased = 0;
