@@ -15,6 +15,7 @@ import time
 import bench_growth  # noqa: F401  (each registers its rows)
 import bench_micro  # noqa: F401
 import bench_source  # noqa: F401
+import bench_stalls  # noqa: F401
 import bench_sync  # noqa: F401
 import bench_target  # noqa: F401
 import bench_report as report
@@ -22,7 +23,7 @@ from bench_node import TOP, Bench, Failed
 from bench_rows import ROWS, Row
 
 # What --quick leaves out.
-LONG = ("growth",)
+LONG = ("growth", "stalls")
 
 
 def machine():
