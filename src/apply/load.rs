@@ -37,7 +37,7 @@ const AHEAD_BYTES: u64 = 8 * 1024 * 1024;
 /// Commands of the server in one command of ours.
 const BATCH_COMMANDS: usize = 256;
 /// Their arguments, above which a command comes alone: each costs about as much as an element.
-const BATCH_ARGS: usize = 2048;
+const BATCH_ARGS: usize = 512;
 /// How often it is asked whether a string is complete.
 const ASK: std::time::Duration = std::time::Duration::from_millis(2);
 /// Commands in flight.

@@ -46,7 +46,7 @@ impl Default for PieceOptions {
         Self {
             min_bytes: 1024 * 1024,
             min_elements: 20_000,
-            max_elements: 1000,
+            max_elements: 250,
             max_bytes: 256 * 1024,
             field_hold_ms: None,
         }
