@@ -14,7 +14,7 @@
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use oplog_format::{FormatError, History, OpId};
 
@@ -23,6 +23,7 @@ use super::builder::EntryBuilder;
 use super::settings::Dial;
 use super::Role;
 use crate::local::{push_command, Conn, Stream};
+use crate::store::now_ms;
 
 /// Size of the read buffer.
 const READ_BYTES: usize = 256 * 1024;
@@ -361,9 +362,4 @@ impl Acks {
 
 fn is_timeout(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

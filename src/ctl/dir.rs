@@ -58,6 +58,18 @@ impl LogDir {
         items.map(|i| Ok(i.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
     }
 
+    /// A folder in it, and what it holds, in order; nothing where there is no such folder.
+    fn names_in(&self, name: &str) -> Result<(PathBuf, Vec<String>), CtlError> {
+        let folder = Self { dir: self.dir.join(name) };
+        let mut names = match folder.names() {
+            Ok(names) => names,
+            Err(CtlError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        names.sort();
+        Ok((folder.dir, names))
+    }
+
     /// The manifest: `None` where there is none, or what is wrong with it.
     ///
     /// # Errors
@@ -105,19 +117,11 @@ impl LogDir {
     /// # Errors
     /// [`CtlError::Io`].
     pub fn orphans(&self) -> Result<Vec<Orphan>, CtlError> {
-        let folder = Self { dir: self.dir.join(ORPHANS) };
-        let mut names = match folder.names() {
-            Ok(names) => names,
-            Err(CtlError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Vec::new())
-            }
-            Err(e) => return Err(e),
-        };
-        names.sort();
+        let (folder, names) = self.names_in(ORPHANS)?;
         let mut found = Vec::new();
         // A folder that is still being filled has another name.
         for name in names.iter().filter(|n| !n.ends_with(".part")) {
-            let path = folder.dir.join(name);
+            let path = folder.join(name);
             let info = match small_file(&path.join(RECORD))? {
                 Ok(Some(info)) => Ok(info),
                 Ok(None) => Err(Damage::new(&path, 0, "the record of an orphan", "no such file")),
@@ -133,16 +137,8 @@ impl LogDir {
     /// # Errors
     /// [`CtlError::Io`].
     pub fn torn(&self) -> Result<Vec<(PathBuf, u64)>, CtlError> {
-        let folder = Self { dir: self.dir.join(TORN) };
-        let mut names = match folder.names() {
-            Ok(names) => names,
-            Err(CtlError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Vec::new())
-            }
-            Err(e) => return Err(e),
-        };
-        names.sort();
-        let paths = names.into_iter().map(|n| folder.dir.join(n));
+        let (folder, names) = self.names_in(TORN)?;
+        let paths = names.into_iter().map(|n| folder.join(n));
         Ok(paths.filter_map(|p| fs::metadata(&p).ok().map(|m| (p, m.len()))).collect())
     }
 }

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use redis_module::raw;
 
 use super::api::{api, Ctx, OwnedString, RedisModuleCtx, RedisModuleString, OK};
-use super::internal::now_ms;
 use crate::apply::{ttl, ServerCaps};
 use crate::runtime::gate::{self, Class, GateMode};
+use crate::runtime::now_ms;
 
 /// For looking at keys where the server gives no context: within the filter.
 static CTX: AtomicPtr<RedisModuleCtx> = AtomicPtr::new(ptr::null_mut());

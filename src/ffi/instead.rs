@@ -6,11 +6,12 @@ use redis_module::raw;
 
 use super::api::{api, CallReply, Ctx, OK};
 use super::held::{nobody, told_keys, Command};
-use super::internal::{is_own, now_ms, refuse};
+use super::internal::{is_own, refuse};
 use super::{acl, call, rebase, shared};
 use crate::apply::release_key::release_key;
 use crate::apply::{ttl, ServerCaps};
 use crate::runtime::gate::{self, GateMode};
+use crate::runtime::now_ms;
 
 /// DR._TTL command args...: a command that reads. Expiries in its reply are shown without HOLD, and keys whose time is
 /// over are not there for it.

@@ -94,13 +94,6 @@ pub fn refused(ctx: Ctx, _args: &[&[u8]]) -> c_int {
     }
 }
 
-/// Wall clock, Unix milliseconds.
-pub fn now_ms() -> i64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
-}
-
 /// DR._POSITION: last op in the dataset, or null.
 pub fn position(ctx: Ctx, _args: &[&[u8]]) -> c_int {
     match shared() {

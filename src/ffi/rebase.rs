@@ -4,10 +4,11 @@ use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
 use super::api::{CallReply, Ctx};
-use super::internal::{comes_too_late, is_own, now_ms, refuse, TOO_LATE};
+use super::internal::{comes_too_late, is_own, refuse, TOO_LATE};
 use super::{call, shared};
 use crate::apply::rebase::{slice, Cursor, Keyspace, Work};
 use crate::apply::ServerCaps;
+use crate::runtime::now_ms;
 
 /// DR._REBASE db cursor budget_us: scans and releases until the budget is spent; replies with the next cursor (`0` at
 /// the end), the number of expiries released and of keys seen. Reading and setting an expiry are one command, so

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use oplog_format::codec;
 
 use super::auth::{random, Side};
-use super::endpoint::{now_ms, Serving, Shared};
+use super::endpoint::{Serving, Shared};
 use super::error::LinkError;
 use super::frame::{Expect, FrameKind, FrameReader, FrameWriter};
 use super::guard;
@@ -18,6 +18,7 @@ use super::message::{
 };
 use super::registry::{Candidate, Wire};
 use super::stream::Stream;
+use crate::store::now_ms;
 use crate::store::Log;
 
 /// A target that was let in.

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use oplog_format::{Lineage, OpId};
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use super::pace::Pace;
 use super::registry::{Registered, Registry, TargetStatus};
 use super::stream::Stream;
 use super::{admit, logs, serve, thread};
+use crate::store::now_ms;
 use crate::store::Log;
 
 /// How often waits look whether they are to stop.
@@ -173,12 +174,6 @@ impl Shared {
     pub(crate) fn written(&self) -> OpId {
         self.host.log().map_or(0, |l| l.written())
     }
-}
-
-/// Unix time in milliseconds.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Entry to the endpoint.

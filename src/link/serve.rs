@@ -13,7 +13,7 @@ use oplog_format::{EntryHeader, OpId};
 use parking_lot::Mutex;
 
 use super::admit::Admitted;
-use super::endpoint::{now_ms, Serving, Shared, Snapshot, TICK};
+use super::endpoint::{Serving, Shared, Snapshot, TICK};
 use super::error::LinkError;
 use super::frame::{Expect, FrameKind, FrameReader, FrameWriter};
 use super::identity::{can_load, NodeIdentity};
@@ -25,6 +25,7 @@ use super::message::{
 use super::registry::TargetState;
 use super::stream::Stream;
 use super::thread;
+use crate::store::now_ms;
 use crate::store::{Log, ReadError};
 
 /// Most bytes of entries in one frame, unless a single one is longer.

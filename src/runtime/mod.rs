@@ -84,8 +84,6 @@ fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> std::io::R
 }
 
 /// Wall clock, Unix milliseconds.
-fn now_ms() -> i64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+pub fn now_ms() -> i64 {
+    i64::try_from(crate::store::now_ms()).unwrap_or(i64::MAX)
 }

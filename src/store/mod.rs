@@ -18,6 +18,7 @@ mod walk;
 pub use error::{ReadError, StoreError};
 pub use fs::{Fs, FsFile, RealFs};
 pub use lock::DirLock;
+pub use log::now_ms;
 pub use log::{
     CleanReport, FsyncPolicy, Log, LogOptions, LogStats, Manifest, OpenReport, TornTail, MANIFEST,
 };

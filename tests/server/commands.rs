@@ -36,14 +36,7 @@ fn every_write_command_arrives(version: &str, seed: u64) {
         dr::assert_same(&target, &target_replica, caps, strict, &between("target and its replica"));
     };
     let fleet = Fleet::start(source.addr(), &table, seed, LANES);
-    for _ in 0..ROUNDS {
-        fleet.run_steps(STEPS);
-        fleet.pause();
-        compare(&format!("after {} steps", fleet.steps()));
-        fleet.resume();
-    }
-    let coverage = fleet.stop_when_covered();
-    compare("at the end");
+    let coverage = fleet.run_rounds(ROUNDS, STEPS, compare);
     assert_eq!(coverage.gaps(&table), Vec::<String>::new(), "{version}");
     assert_eq!(target.full_syncs(), 1, "one snapshot brought the target up");
 }
@@ -83,14 +76,7 @@ fn arrives_across_versions(from: &str, to: &str, seed: u64) {
         let what = format!("{from} to {to}, seed {seed}, {what}");
         dr::assert_same(&source, &target, &table.caps, Detail::AcrossVersions, &what);
     };
-    for _ in 0..ROUNDS {
-        fleet.run_steps(STEPS);
-        fleet.pause();
-        compare(&format!("after {} steps", fleet.steps()));
-        fleet.resume();
-    }
-    let coverage = fleet.stop_when_covered();
-    compare("at the end");
+    let coverage = fleet.run_rounds(ROUNDS, STEPS, compare);
     assert_eq!(coverage.gaps(&table), Vec::<String>::new(), "{from} to {to}");
 }
 

@@ -108,6 +108,20 @@ impl Fleet {
         all
     }
 
+    /// Rounds of so many steps with a comparison in the pause behind each, and one more when all is covered; `compare`
+    /// is told when.
+    pub fn run_rounds(self, rounds: usize, steps: u64, compare: impl Fn(&str)) -> Coverage {
+        for _ in 0..rounds {
+            self.run_steps(steps);
+            self.pause();
+            compare(&format!("after {} steps", self.steps()));
+            self.resume();
+        }
+        let coverage = self.stop_when_covered();
+        compare("at the end");
+        coverage
+    }
+
     fn end(&self) {
         self.shared.gate.lock().unwrap().stopping = true;
         self.shared.changed.notify_all();

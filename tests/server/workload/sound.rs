@@ -25,14 +25,7 @@ fn workload_is_sound(version: &str, seed: u64, rounds: usize) {
         dr::assert_same(&replica, &second, &table.caps, Detail::Replicas, &what);
     };
     let fleet = Fleet::start(master.addr(), &table, seed, LANES);
-    for _ in 0..rounds {
-        fleet.run_steps(STEPS);
-        fleet.pause();
-        compare(&format!("after {} steps", fleet.steps()));
-        fleet.resume();
-    }
-    let coverage = fleet.stop_when_covered();
-    compare("at the end");
+    let coverage = fleet.run_rounds(rounds, STEPS, compare);
     assert_eq!(coverage.gaps(&table), Vec::<String>::new(), "{version}");
 }
 
