@@ -4,14 +4,19 @@
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
+# Whether one of the folders holds the C library of clang; libclang-cpp, which other packages bring, is not it.
+libclang_in() {
+    [ -n "$(find "$@" -maxdepth 1 -name 'libclang*.so*' ! -name 'libclang-cpp*' -print -quit 2>/dev/null)" ]
+}
+
 # Whether bindgen will find a libclang.
 have_libclang() {
     if [ -n "${LIBCLANG_PATH:-}" ]; then
-        [ -n "$(find "$LIBCLANG_PATH" -maxdepth 1 -name 'libclang*.so*' -print -quit 2>/dev/null)" ]
+        libclang_in "$LIBCLANG_PATH"
         return
     fi
     if ldconfig -p 2>/dev/null | grep -q 'libclang[-.0-9]*\.so'; then return 0; fi
-    [ -n "$(find /usr/lib/llvm-*/lib -maxdepth 1 -name 'libclang*.so*' -print -quit 2>/dev/null)" ]
+    libclang_in /usr/lib/llvm-*/lib
 }
 
 # A C header that bindgen reads; without it libclang alone is of no use.
