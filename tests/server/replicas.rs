@@ -65,6 +65,8 @@ fn a_replica_of_a_source_has_its_log(version: Version) {
     load(&source, 1);
     let replica = Server::start(version);
     replica.replicate(&source);
+    // Its capture begins a moment after the copy; what is written before that is not in its log.
+    wait_logs(&source, &replica);
     follow_for_good(&replica, &source);
     let follows = |s: &Status| s.role() == "replica" && s.state() == "capturing";
     replica.wait_status("a replica that captures", follows);
@@ -79,6 +81,7 @@ fn a_replica_of_a_source_has_its_log(version: Version) {
     replica.restart();
     replica.wait_in_step(&source);
     replica.wait_status("a replica that captures", follows);
+    wait_logs(&source, &replica);
     load(&source, 3);
     source.settle();
     replica.wait_in_step(&source);
@@ -101,6 +104,7 @@ fn a_replica_of_a_target(version: Version, aof: bool) {
     target.wait_state("streaming");
     let replica = with_aof(Server::builder(version).arg("service-id", 1), aof).start();
     replica.replicate(&target);
+    wait_logs(&target, &replica);
     follow_for_good(&replica, &target);
     load(&source, 2);
     let what = |when: &str| format!("{version}, AOF {aof}, {when}");
