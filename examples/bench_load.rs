@@ -1,13 +1,18 @@
 //! Load generator of scripts/bench: SETs over many connections from one thread, cheap enough that on two cores the
 //! server's main thread is what limits.
 //!
-//! `bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS` prints one line of JSON: requests per second, and the median
-//! and 99th percentile of the time from a pipeline's send to its last reply, in milliseconds.
+//! `bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS [RATE]` prints one line of JSON: requests per second, and the
+//! median and 99th percentile of the time from a pipeline's send to its last reply, in milliseconds. With a rate, requests
+//! come at that many a second, evenly, whatever the server does: one that finds no free connection waits, and its time
+//! counts from when it was due.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::time::{Duration, Instant};
+
+const USAGE: &str = "usage: bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS [RATE]";
 
 /// What the server says to each SET.
 const REPLY: &[u8] = b"+OK\r\n";
@@ -15,8 +20,6 @@ const DIGITS: usize = 12;
 const SILENT_MS: i32 = 60_000;
 
 struct Load {
-    requests: u64,
-    pipeline: u64,
     keys: u64,
     random: u64,
 }
@@ -57,8 +60,8 @@ impl Client {
         Ok(Self { stream, out, slots, due: 0, sent: Instant::now() })
     }
 
-    /// Sends the next pipeline. Blocking: the server has answered everything before.
-    fn send(&mut self, load: &mut Load) -> io::Result<()> {
+    /// Sends the next pipeline, which was due at `due`. Blocking: the server has answered everything before.
+    fn send(&mut self, load: &mut Load, due: Instant) -> io::Result<()> {
         for at in &self.slots {
             let mut key = load.next_key();
             for digit in self.out.iter_mut().skip(*at).take(DIGITS).rev() {
@@ -67,7 +70,7 @@ impl Client {
             }
         }
         self.due = self.slots.len() * REPLY.len();
-        self.sent = Instant::now();
+        self.sent = due;
         self.stream.write_all(&self.out)
     }
 
@@ -95,13 +98,82 @@ fn ready(fd: &libc::c_int, events: &mut [libc::epoll_event]) -> io::Result<usize
     }
 }
 
+/// A timer that is ready to read each `interval`.
+fn timer(interval: Duration) -> io::Result<File> {
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let timer = unsafe { File::from_raw_fd(fd) };
+    let nanos = i64::try_from(interval.as_nanos()).map_err(io::Error::other)?.max(1);
+    let time = libc::timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
+    let every = libc::itimerspec { it_interval: time, it_value: time };
+    // SAFETY: `every` is read before the call returns, and no former value is asked for.
+    match unsafe { libc::timerfd_settime(fd, 0, &raw const every, std::ptr::null_mut()) } {
+        0 => Ok(timer),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Adds a descriptor to what is waited for.
+fn watch(epoll: libc::c_int, socket: libc::c_int, id: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: id };
+    // SAFETY: both descriptors are open, and the event is read before the call returns.
+    match unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, socket, &raw mut event) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// When requests are due.
+struct Schedule {
+    timer: Option<File>,
+    interval: Duration,
+    /// When the next one is.
+    next: Instant,
+    left: u64,
+}
+
+impl Schedule {
+    fn new(requests: u64, rate: u64) -> io::Result<Self> {
+        let interval = Duration::from_nanos(1_000_000_000u64.checked_div(rate).unwrap_or(0));
+        let timer = if rate > 0 { Some(timer(interval)?) } else { None };
+        Ok(Self { timer, interval, next: Instant::now(), left: requests })
+    }
+
+    /// The next request, if one is due.
+    fn take(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        if self.left == 0 || (self.timer.is_some() && self.next > now) {
+            return None;
+        }
+        self.left -= 1;
+        if self.timer.is_none() {
+            return Some(now);
+        }
+        let due = self.next;
+        self.next += self.interval;
+        Some(due)
+    }
+
+    fn heard(&mut self) {
+        if let Some(timer) = &mut self.timer {
+            // How often it was due is known by the clock.
+            let _ = timer.read(&mut [0; 8]);
+        }
+    }
+}
+
 fn run(args: &[u64]) -> io::Result<String> {
-    let [port, requests, clients, pipeline, size, keys] = *args else {
-        return Err(io::Error::other("usage: bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS"));
+    let (&[port, requests, clients, pipeline, size, keys], rate) = match args {
+        [first @ .., rate] if args.len() == 7 => (first.try_into().map_err(io::Error::other)?, *rate),
+        _ => (args.try_into().map_err(|_| io::Error::other(USAGE))?, 0),
     };
     let port = u16::try_from(port).map_err(io::Error::other)?;
     let size = usize::try_from(size).map_err(io::Error::other)?;
-    let mut load = Load { requests, pipeline, keys, random: 0x9e37_79b9_7f4a_7c15 };
+    let mut load = Load { keys, random: 0x9e37_79b9_7f4a_7c15 };
     // SAFETY: takes no pointer.
     let fd = unsafe { libc::epoll_create1(0) };
     if fd < 0 {
@@ -110,40 +182,46 @@ fn run(args: &[u64]) -> io::Result<String> {
     let mut all = Vec::new();
     for id in 0..clients {
         let client = Client::connect(port, pipeline, size)?;
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: id };
-        let socket = client.stream.as_raw_fd();
-        // SAFETY: both descriptors are open, and the event is read before the call returns.
-        if unsafe { libc::epoll_ctl(fd, libc::EPOLL_CTL_ADD, socket, &raw mut event) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        watch(fd, client.stream.as_raw_fd(), id)?;
         all.push(client);
     }
-    let mut times = Vec::with_capacity(usize::try_from(requests / pipeline.max(1)).unwrap_or(0) + 1);
+    let requests = requests / pipeline.max(1);
+    let mut times = Vec::with_capacity(usize::try_from(requests).unwrap_or(0) + 1);
     let began = Instant::now();
-    let mut left = load.requests / load.pipeline;
-    let mut working = 0;
-    for client in &mut all {
-        if left > 0 {
-            client.send(&mut load)?;
-            (left, working) = (left - 1, working + 1);
-        }
+    let mut schedule = Schedule::new(requests, rate / pipeline.max(1))?;
+    if let Some(timer) = &schedule.timer {
+        watch(fd, timer.as_raw_fd(), clients)?;
     }
-    let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; all.len()];
+    let mut idle: Vec<usize> = (0..all.len()).rev().collect();
+    let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; all.len() + 1];
     let mut buf = vec![0u8; 64 * 1024];
-    while working > 0 {
+    loop {
+        while let Some(id) = idle.pop() {
+            let Some(due) = schedule.take() else {
+                idle.push(id);
+                break;
+            };
+            if let Some(client) = all.get_mut(id) {
+                client.send(&mut load, due)?;
+            }
+        }
+        if schedule.left == 0 && idle.len() == all.len() {
+            break;
+        }
         let n = ready(&fd, &mut events)?;
         for event in events.iter().take(n) {
             let id = usize::try_from(event.u64).unwrap_or(usize::MAX);
-            let Some(client) = all.get_mut(id) else { continue };
-            if !client.hear(&mut buf)? {
+            let Some(client) = all.get_mut(id) else {
+                schedule.heard();
                 continue;
-            }
-            times.push(client.sent.elapsed());
-            if left > 0 {
-                client.send(&mut load)?;
-                left -= 1;
-            } else {
-                working -= 1;
+            };
+            if client.hear(&mut buf)? {
+                times.push(client.sent.elapsed());
+                // What is due goes out before other replies are read.
+                match schedule.take() {
+                    Some(due) => client.send(&mut load, due)?,
+                    None => idle.push(id),
+                }
             }
         }
     }
@@ -151,7 +229,7 @@ fn run(args: &[u64]) -> io::Result<String> {
     times.sort_unstable();
     let at =
         |percent: usize| times.get(times.len() * percent / 100).map_or(0.0, |t| t.as_secs_f64() * 1000.0);
-    let rps = (times.len() as u64 * load.pipeline) as f64 / took;
+    let rps = (times.len() as u64 * pipeline) as f64 / took;
     Ok(format!("{{\"rps\": {rps:.1}, \"p50\": {:.4}, \"p99\": {:.4}}}", at(50), at(99)))
 }
 

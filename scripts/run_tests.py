@@ -321,7 +321,8 @@ def main():
     if any(program[3] for program in programs):
         # REDISDR_TEST_SERVERS: the same for tests that take paths.
         env["REDISDR_TEST_SERVERS"] = ":".join(servers_stage(results, wanted))
-    threads = int(os.environ.get("REDISDR_TEST_THREADS") or os.cpu_count() or 2)
+    # Most of a server test is waiting.
+    threads = int(os.environ.get("REDISDR_TEST_THREADS") or (os.cpu_count() or 2) + 1)
     timeout = int(os.environ.get("REDISDR_TEST_TIMEOUT") or 600)
     ran = 0
     for label, path, folder, _ in programs:

@@ -1,7 +1,9 @@
 //! The tap: reads an attached stream and hands entries on.
 //!
 //! The way from the socket to the sink is kept short, because what has not gone it is lost when the server is
-//! killed: no waiting for a full buffer, no timer between. The tap stays alive with one ACK a second.
+//! killed: no waiting for a full buffer. Only where small reads follow one another at once are those of [`PACE`]
+//! made one: each read that finds nothing is a thread that the server's main thread has to wake, before it answers its
+//! clients. The tap stays alive with one ACK a second.
 //!
 //! What it ACKs depends on the role:
 //! - On a master always offset 0, so that WAIT never counts the tap. Only while the server is shutting down (7.0
@@ -29,6 +31,10 @@ use crate::store::now_ms;
 const READ_BYTES: usize = 256 * 1024;
 /// Capacity that the frame buffer keeps between reads.
 const KEEP_FRAMES: usize = 4 * 1024 * 1024;
+/// Small reads do not follow one another faster than this. The first after a rest is not held back.
+const PACE: Duration = Duration::from_micros(200);
+/// A read of more than this is not small: the server makes few of it, and waiting would only fill the socket.
+const SMALL_READ: usize = 16 * 1024;
 const ACK_EVERY: Duration = Duration::from_secs(1);
 /// After how long a rest of the stream a replica's tap tells its exact offset.
 const REST: Duration = Duration::from_millis(50);
@@ -186,10 +192,13 @@ impl Tap {
         self.take(&leftover, sink, handed)?;
         drop(leftover);
         let mut buf = vec![0u8; READ_BYTES];
+        let mut pace = Pace::default();
         loop {
+            pace.wait();
             let rests = match self.stream.read(&mut buf) {
                 Ok(0) => return Ok(()),
                 Ok(n) => {
+                    pace.read(n);
                     self.take(buf.get(..n).unwrap_or_default(), sink, handed)?;
                     false
                 }
@@ -248,6 +257,25 @@ impl Tap {
             sink.history_changed(history, end + 1).map_err(TapEndReason::Sink)?;
         }
         Ok(())
+    }
+}
+
+/// When the last read ended, if it was small.
+#[derive(Debug, Default)]
+struct Pace {
+    small: Option<Instant>,
+}
+
+impl Pace {
+    fn read(&mut self, bytes: usize) {
+        self.small = (bytes < SMALL_READ).then(Instant::now);
+    }
+
+    fn wait(&self) {
+        let left = self.small.map_or(Duration::ZERO, |at| PACE.saturating_sub(at.elapsed()));
+        if !left.is_zero() {
+            std::thread::sleep(left);
+        }
     }
 }
 

@@ -274,6 +274,12 @@ impl Registry {
         }
     }
 
+    /// Number of targets that follow.
+    pub(crate) fn streaming(&self) -> usize {
+        let follows = |s: &&Slot| s.session.is_some() && s.state == TargetState::Streaming;
+        self.slots.values().filter(follows).count()
+    }
+
     /// From now on the log is kept above `op` for this target.
     pub(crate) fn pin(&mut self, service_id: u8, session: u64, op: Option<OpId>) {
         if let Some(slot) = self.of_session(service_id, session) {
