@@ -108,7 +108,7 @@ def latency(bench):
     bare, source = bench.node("bare"), bench.source()
     # Two of the same: what they differ by is the noise that the third has to be seen in.
     again = bench.node("bare")
-    nodes, loads = {"bare": bare, "capture": source, "again": again}, {
+    nodes, loads = {"bare": bare, "capture": source, "again": again, "backlog": with_backlog(bench)}, {
         "rate": (f"pipeline 1, 8 clients, {rate:,}/s", bench.pick(20_000, 200_000), rate),
         "flat-out": ("pipeline 1, 8 clients, flat out", bench.pick(40_000, 300_000), 0)}
     rows = []
@@ -120,6 +120,7 @@ def latency(bench):
         for p, floor in (("p50", 1.05), ("p99", 1.10)):
             rows.append(Row(f"latency-{name}-{p}", f"{what}, {p}: capture / bare", ratio(seen, "capture", "bare", p), floor, 1.0,
                             {"a second bare server / bare": ratio(seen, "again", "bare", p),
+                             "a replication backlog that nobody reads / bare": ratio(seen, "backlog", "bare", p),
                              f"bare {p}, ms": seen["bare"][p], "requests/s, capture / bare": ratio(seen, "capture", "bare", "rps")}))
     source.caught_up()
     status = source.status()
