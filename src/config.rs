@@ -58,6 +58,8 @@ pub struct Config {
     pub snapshot_log_size: u64,
     /// Bytes a second that the endpoint sends to one target; 0: no limit.
     pub link_max_bytes_per_sec: u64,
+    /// Bytes a second of snapshots that the endpoint reads and sends, to all targets together; 0: no limit.
+    pub snapshot_max_bytes_per_sec: u64,
 }
 
 impl Default for Config {
@@ -78,6 +80,7 @@ impl Default for Config {
             on_log_failure: OnLogFailure::Serve,
             snapshot_log_size: 4 << 30,
             link_max_bytes_per_sec: 0,
+            snapshot_max_bytes_per_sec: 0,
         }
     }
 }
@@ -107,7 +110,7 @@ pub enum ConfigError {
 pub const NAMES: &str =
     "dir service-id endpoint announce-endpoint source secret-file segment-size fsync retain-min-seconds \
 retain-max-bytes fork-tolerance timeout on-log-failure snapshot-log-size \
-link-max-bytes-per-sec";
+link-max-bytes-per-sec snapshot-max-bytes-per-sec";
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -214,6 +217,10 @@ impl Config {
             }
             "link-max-bytes-per-sec" => {
                 self.link_max_bytes_per_sec = size(value).ok_or_else(|| bad("a size, such as 50mb, or 0"))?;
+            }
+            "snapshot-max-bytes-per-sec" => {
+                self.snapshot_max_bytes_per_sec =
+                    size(value).ok_or_else(|| bad("a size, such as 50mb, or 0"))?;
             }
             _ => return Err(ConfigError::Unknown(name.to_owned())),
         }

@@ -86,7 +86,7 @@ fn body(kind: FrameKind) -> BoxedStrategy<Vec<u8>> {
         FrameKind::Entries => link_support::entry_of(1, now_ms(), &[set_op(1, 10)]),
         FrameKind::SnapshotMeta => codec::encode(&SnapshotMeta {
             op_id: 10,
-            len: 20,
+            len: Some(20),
             lineage: lineage(),
             rdb_version: 10,
             source: identity(0),

@@ -1,6 +1,5 @@
 //! The target's side: keeps one link to the source, over whatever breaks it.
 
-use std::fs::File;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -85,29 +84,39 @@ pub enum LinkState {
     },
 }
 
+/// Where a snapshot that is being received goes. Dropped where it does not come to its end.
+pub trait Staging: Send {
+    /// Takes the bytes that follow.
+    ///
+    /// # Errors
+    /// Why it cannot, or what is wrong with the bytes so far.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), String>;
+    /// All bytes are there, as many and the same as the source has sent: verify the rest of them, load them, and
+    /// reset the log to the op of the snapshot. Blocks until that is done; the link stays up meanwhile. Afterwards
+    /// the log ends at that op.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    fn finish(self: Box<Self>) -> Result<(), String>;
+}
+
 /// What the client needs of the node. Called from the client's threads, never with a lock held. None of these
-/// may block for longer than its work takes; `finish_snapshot` and `rebuild_to` may take minutes and have to
+/// may block for longer than its work takes; [`Staging::finish`] and `rebuild_to` may take minutes and have to
 /// give up by themselves when the node stops.
 pub trait TargetHost: Send + Sync + 'static {
     /// Where the target stands; asked before each attempt.
     fn hello(&self) -> TargetHello;
     /// Its log.
     fn log(&self) -> Arc<Log>;
-    /// A new file to receive a snapshot in.
+    /// A new place to receive a snapshot in.
     ///
     /// # Errors
     /// Why it cannot be.
-    fn begin_snapshot(&self, meta: &SnapshotMeta) -> Result<File, String>;
+    fn begin_snapshot(&self, meta: &SnapshotMeta) -> Result<Box<dyn Staging>, String>;
     /// What was begun does not come to its end: the file may go.
     fn drop_snapshot(&self) {}
-    /// How far it is.
+    /// How far it is; `total` is 0 until the source knows it.
     fn snapshot_progress(&self, _received: u64, _total: u64) {}
-    /// All bytes are in `file`: verify them, load them, and reset the log to the op of the snapshot. Blocks
-    /// until that is done; the link stays up meanwhile. Afterwards the log ends at `meta.op_id`.
-    ///
-    /// # Errors
-    /// Why it cannot be.
-    fn finish_snapshot(&self, meta: &SnapshotMeta, file: File) -> Result<(), String>;
     /// The next entry begins a new history.
     ///
     /// # Errors

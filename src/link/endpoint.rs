@@ -40,18 +40,66 @@ pub enum Serving {
 }
 
 /// A snapshot that the link may send: an open file, so that a later save replaces the name and not the bytes.
-#[derive(Debug)]
 pub struct Snapshot {
     /// The RDB.
     pub file: File,
-    /// Its length.
-    pub len: u64,
+    /// How much of it there is.
+    pub extent: Extent,
     /// Last op that it holds.
     pub op_id: OpId,
     /// Lineage up to that op.
     pub lineage: Lineage,
     /// Version of the RDB.
     pub rdb_version: u16,
+}
+
+/// How much of a snapshot's file there is.
+pub enum Extent {
+    /// All of it: so many bytes.
+    Whole(u64),
+    /// The server still writes it. What is there does not change any more.
+    Growing(Arc<dyn Growth>),
+}
+
+/// Watches a file that is being written. Asked every few milliseconds: it must not cost the server's main thread
+/// anything.
+pub trait Growth: Send + Sync + 'static {
+    /// How far the file is.
+    ///
+    /// # Errors
+    /// Why it will never be whole.
+    fn look(&self) -> Result<Grown, String>;
+}
+
+/// How far a file that is being written is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grown {
+    /// Bytes that are there.
+    pub len: u64,
+    /// There will be no more, and nothing is missing.
+    pub whole: bool,
+}
+
+impl Extent {
+    /// How far the file is.
+    ///
+    /// # Errors
+    /// Why it will never be whole.
+    pub fn look(&self) -> Result<Grown, String> {
+        match self {
+            Self::Whole(len) => Ok(Grown { len: *len, whole: true }),
+            Self::Growing(growth) => growth.look(),
+        }
+    }
+
+    /// The length, where it is known.
+    #[must_use]
+    pub fn total(&self) -> Option<u64> {
+        match self {
+            Self::Whole(len) => Some(*len),
+            Self::Growing(_) => None,
+        }
+    }
 }
 
 /// What the endpoint needs of the node. Called from the endpoint's own threads, never with a lock held.
@@ -62,9 +110,9 @@ pub trait SourceHost: Send + Sync + 'static {
     fn log(&self) -> Option<Arc<Log>>;
     /// Whether it serves.
     fn serving(&self) -> Serving;
-    /// The newest snapshot whose op is still in the log, or a new one where that is below `at_least`. May take
-    /// minutes; gives up when
-    /// `cancelled` becomes true. What `progress` is told shows at both ends.
+    /// The newest snapshot whose op is still in the log, or a new one where that is below `at_least`; a new one may
+    /// still be in the making. May take minutes; gives up when `cancelled` becomes true. What `progress` is told
+    /// shows at both ends.
     ///
     /// # Errors
     /// Why there is none.
@@ -109,6 +157,8 @@ pub struct EndpointConfig {
     pub max_pending: usize,
     /// Limit of bytes per second over all targets; `None` for none.
     pub max_bytes_per_sec: Option<u64>,
+    /// Limit of bytes per second for snapshots alone, over all targets; `None` for none.
+    pub snapshot_max_bytes_per_sec: Option<u64>,
 }
 
 impl EndpointConfig {
@@ -125,6 +175,7 @@ impl EndpointConfig {
             handshake_timeout: Duration::from_secs(5),
             max_pending: 64,
             max_bytes_per_sec: None,
+            snapshot_max_bytes_per_sec: None,
         }
     }
 
@@ -141,6 +192,8 @@ pub(crate) struct Shared {
     pub registry: Mutex<Registry>,
     pub stop: AtomicBool,
     pub pace: Pace,
+    /// Beside `pace`, for snapshots.
+    pub snapshot_pace: Pace,
     pending: AtomicUsize,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -205,6 +258,7 @@ impl Endpoint {
             config.heartbeat() * SILENT_BEATS,
         ));
         let pace = Pace::new(config.max_bytes_per_sec);
+        let snapshot_pace = Pace::new(config.snapshot_max_bytes_per_sec);
         let shared = Arc::new(Shared {
             config,
             host,
@@ -212,6 +266,7 @@ impl Endpoint {
             registry,
             stop: AtomicBool::new(false),
             pace,
+            snapshot_pace,
             pending: AtomicUsize::new(0),
             threads: Mutex::new(Vec::new()),
         });

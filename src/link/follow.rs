@@ -1,7 +1,5 @@
 //! One session of a target: handshake, decision, snapshot, entries.
 
-use std::fs::File;
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +9,7 @@ use oplog_format::{codec, FormatError, Lineage, OpId};
 use parking_lot::Mutex;
 
 use super::auth::{random, Side};
-use super::client::{Inner, LinkState, TargetHello};
+use super::client::{Inner, LinkState, Staging, TargetHello};
 use super::error::LinkError;
 use super::frame::{Expect, FrameKind, FrameReader, FrameWriter};
 use super::guard::{self, Decision, Facts};
@@ -381,8 +379,14 @@ impl Session<'_> {
         self.want(&Want::Snapshot)?;
         self.show(0, 0);
         let meta = self.meta()?;
-        let mut file = self.inner.host.begin_snapshot(&meta).map_err(LinkError::Host)?;
-        let done = self.chunks(&meta, &mut file).and_then(|()| self.load(&meta, file));
+        let mut staging = self.inner.host.begin_snapshot(&meta).map_err(LinkError::Host)?;
+        let done = match self.chunks(&meta, staging.as_mut()) {
+            Ok(()) => self.load(staging),
+            Err(e) => {
+                drop(staging);
+                Err(e)
+            }
+        };
         if let Err(e) = done {
             self.inner.host.drop_snapshot();
             return Err(e);
@@ -414,9 +418,10 @@ impl Session<'_> {
         Ok(meta)
     }
 
-    fn chunks(&mut self, meta: &SnapshotMeta, file: &mut File) -> Result<(), LinkError> {
+    fn chunks(&mut self, meta: &SnapshotMeta, staging: &mut dyn Staging) -> Result<(), LinkError> {
         let mut crc = crc32fast::Hasher::new();
         let mut received = 0u64;
+        let (longest, total) = (meta.len.unwrap_or(u64::MAX), meta.len.unwrap_or(0));
         let wrong = |what, expected, got| Err(LinkError::Transfer { what, expected, got });
         loop {
             match self.next()? {
@@ -429,25 +434,21 @@ impl Session<'_> {
                     if offset != received {
                         return wrong("snapshot chunk offset", received, offset);
                     }
-                    if bytes.len() as u64 > meta.len.saturating_sub(received) {
-                        return wrong(
-                            "snapshot length",
-                            meta.len,
-                            received.saturating_add(bytes.len() as u64),
-                        );
+                    let bytes_then = received.saturating_add(bytes.len() as u64);
+                    if bytes_then > longest {
+                        return wrong("snapshot length", longest, bytes_then);
                     }
                     crc.update(bytes);
-                    file.write_all(bytes)
-                        .map_err(|e| LinkError::Host(format!("staging the snapshot: {e}")))?;
-                    received += bytes.len() as u64;
-                    self.inner.host.snapshot_progress(received, meta.len);
+                    staging.write(bytes).map_err(LinkError::Host)?;
+                    received = bytes_then;
+                    self.inner.host.snapshot_progress(received, total);
                     self.heard_note.clear();
-                    self.show(received, meta.len);
+                    self.show(received, total);
                 }
                 FrameKind::SnapshotEnd => {
                     let end: SnapshotEnd = receive(&self.reader)?;
-                    if end.len != received || received != meta.len {
-                        return wrong("snapshot length", meta.len, received);
+                    if end.len != received || meta.len.is_some_and(|len| len != received) {
+                        return wrong("snapshot length", meta.len.unwrap_or(end.len), received);
                     }
                     let computed = crc.finalize();
                     if computed != end.crc {
@@ -464,7 +465,7 @@ impl Session<'_> {
 
     /// Lets the host load the snapshot, and keeps reading heartbeats meanwhile. A connection that ends does
     /// not end the loading: everything it needs is here.
-    fn load(&mut self, meta: &SnapshotMeta, file: File) -> Result<(), LinkError> {
+    fn load(&mut self, staging: Box<dyn Staging>) -> Result<(), LinkError> {
         self.inner.set_state(LinkState::Loading);
         self.reader.expect(IDLE);
         // Between two looks at the link, whether the load is done.
@@ -474,7 +475,7 @@ impl Session<'_> {
         let mut broken = None;
         let loaded = std::thread::scope(|scope| {
             let body = move || {
-                let load = || host.finish_snapshot(meta, file);
+                let load = || staging.finish();
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
                 let result = result.unwrap_or_else(|payload| {
                     let what = panic_text(payload.as_ref());

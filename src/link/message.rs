@@ -10,7 +10,7 @@ use super::frame::{FrameKind, FrameReader, FrameWriter};
 use super::identity::{NodeId, NodeIdentity};
 
 /// Version of the protocol. Both sides must speak the same.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// Longest text in a message; longer ones are cut.
 pub const MAX_TEXT: usize = 1024;
 /// Most endpoints in a redirect.
@@ -161,8 +161,8 @@ pub struct NewHistory {
 pub struct SnapshotMeta {
     /// Last op that it holds.
     pub op_id: OpId,
-    /// Length of the RDB in bytes.
-    pub len: u64,
+    /// Length of the RDB in bytes; `None` where the source is still saving it.
+    pub len: Option<u64>,
     /// Lineage up to that op.
     pub lineage: Lineage,
     /// Version of the RDB.
@@ -174,7 +174,7 @@ pub struct SnapshotMeta {
 /// Behind the last chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotEnd {
-    /// Bytes sent.
+    /// Bytes sent: all of the RDB.
     pub len: u64,
     /// CRC32 of all of them.
     pub crc: u32,

@@ -36,9 +36,11 @@ mod trail;
 
 pub use auth::Secret;
 pub use client::{
-    is_endpoint, Client, ClientConfig, ClientHandle, LinkState, LinkStatus, TargetHello, TargetHost,
+    is_endpoint, Client, ClientConfig, ClientHandle, LinkState, LinkStatus, Staging, TargetHello, TargetHost,
 };
-pub use endpoint::{Endpoint, EndpointConfig, EndpointHandle, Serving, Snapshot, SourceHost};
+pub use endpoint::{
+    Endpoint, EndpointConfig, EndpointHandle, Extent, Grown, Growth, Serving, Snapshot, SourceHost,
+};
 pub use error::LinkError;
 pub use identity::{NodeId, NodeIdentity, ServerKind};
 pub use logs::{db_behind, entry_from, holds_same, holds_start, tail_above};

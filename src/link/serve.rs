@@ -22,6 +22,7 @@ use super::message::{
     cut, receive, send, Ack, Heartbeat, NewHistory, Refusal, RefusalCode, Relation, SnapshotEnd,
     SnapshotMeta, Want,
 };
+use super::pace::Pace;
 use super::registry::TargetState;
 use super::stream::Stream;
 use super::thread;
@@ -34,6 +35,8 @@ pub const BATCH: usize = 256 * 1024;
 const REST_PER_TARGET: Duration = Duration::from_micros(100);
 /// Bytes of a snapshot in one frame.
 pub const CHUNK: usize = 256 * 1024;
+/// How often it is looked whether a snapshot that is being saved has grown.
+const GROWTH: Duration = Duration::from_millis(2);
 /// How often a snapshot is chosen again because the log was trimmed under it.
 const SNAPSHOT_TRIES: usize = 3;
 
@@ -291,9 +294,8 @@ impl Session {
         }
     }
 
-    fn wait_for_pace(&self, bytes: usize) -> Result<(), LinkError> {
-        let until =
-            Instant::now() + self.shared.pace.take(bytes, Instant::now()).min(Duration::from_secs(3600));
+    fn wait_for(&self, pace: &Pace, bytes: usize) -> Result<(), LinkError> {
+        let until = Instant::now() + pace.take(bytes, Instant::now()).min(Duration::from_secs(3600));
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -394,7 +396,7 @@ impl Session {
             return Err(LinkError::refused(RefusalCode::Restart, reason));
         }
         let last = logs::last_op(frames)?;
-        self.wait_for_pace(frames.len())?;
+        self.wait_for(&self.shared.pace, frames.len())?;
         // Before the bytes leave, so that an ack finds it.
         self.shared.registry.lock().sent(self.service_id, self.session, last, first.meta.time_ms);
         self.send_frame(|w| w.write(FrameKind::Entries, &[frames]))?;
@@ -419,17 +421,16 @@ impl Session {
         can_load(&saved, &self.identity).map_err(|r| LinkError::refused(RefusalCode::Version, r))?;
         let meta = SnapshotMeta {
             op_id: snapshot.op_id,
-            len: snapshot.len,
+            len: snapshot.extent.total(),
             lineage: snapshot.lineage.clone(),
             rdb_version: snapshot.rdb_version,
             source: saved,
         };
-        log::info!(
-            "target {} gets a snapshot of {} bytes at op {}",
-            self.service_id,
-            snapshot.len,
-            snapshot.op_id
-        );
+        let size = match meta.len {
+            Some(len) => format!("of {len} bytes"),
+            None => "while the server saves it".to_owned(),
+        };
+        log::info!("target {} gets a snapshot {size} at op {}", self.service_id, snapshot.op_id);
         self.send_frame(|w| send(w, &meta))?;
         self.send_chunks(&snapshot)?;
         self.set_state(TargetState::Loading, "");
@@ -461,24 +462,43 @@ impl Session {
     }
 
     fn send_chunks(&self, snapshot: &Snapshot) -> Result<(), LinkError> {
+        let failed = |e| LinkError::Host(format!("the source has no snapshot: {e}"));
         let mut buf = vec![0u8; CHUNK];
         let mut crc = crc32fast::Hasher::new();
         let mut offset = 0u64;
         let mut checked = Instant::now();
-        while offset < snapshot.len {
+        let mut grown = snapshot.extent.look().map_err(failed)?;
+        loop {
             if self.is_gone() || checked.elapsed() >= TICK {
                 self.check()?;
                 checked = Instant::now();
-                let percent = offset.saturating_mul(100) / snapshot.len.max(1);
-                self.set_state(TargetState::Snapshot, &format!("{percent} % of {} bytes", snapshot.len));
+                let text = match snapshot.extent.total() {
+                    Some(len) => format!("{} % of {len} bytes", offset.saturating_mul(100) / len.max(1)),
+                    None => format!("{offset} bytes, while the server saves"),
+                };
+                self.set_state(TargetState::Snapshot, &text);
             }
-            let want = usize::try_from(snapshot.len - offset).unwrap_or(CHUNK).min(CHUNK);
+            if offset > grown.len {
+                return Err(failed(format!("its file has shrunk to {} bytes", grown.len)));
+            }
+            if offset == grown.len {
+                if grown.whole {
+                    break;
+                }
+                // The server writes 4 KiB at a time: a while, so that they add up.
+                std::thread::sleep(GROWTH);
+                grown = snapshot.extent.look().map_err(failed)?;
+                continue;
+            }
+            let want = usize::try_from(grown.len - offset).unwrap_or(CHUNK).min(CHUNK);
             let chunk = buf.get_mut(..want).unwrap_or_default();
+            // Before the read: it is the source's disk that is spared.
+            self.wait_for(&self.shared.snapshot_pace, want)?;
             snapshot.file.read_exact_at(chunk, offset).map_err(|e| {
                 LinkError::Host(format!("the source cannot read its snapshot at {offset}: {e}"))
             })?;
             crc.update(chunk);
-            self.wait_for_pace(want)?;
+            self.wait_for(&self.shared.pace, want)?;
             self.send_frame(|w| w.write(FrameKind::SnapshotChunk, &[&offset.to_le_bytes(), chunk]))?;
             offset += want as u64;
         }

@@ -102,12 +102,13 @@ impl Control {
                 return;
             }
         };
-        let limit = node.shared.config.link_max_bytes_per_sec;
+        let limit = |bytes: u64| (bytes > 0).then_some(bytes);
         let config = EndpointConfig {
             secret: node.link_secret.clone(),
             registered: node.state.get().targets,
             timeout: node.shared.config.timeout,
-            max_bytes_per_sec: (limit > 0).then_some(limit),
+            max_bytes_per_sec: limit(node.shared.config.link_max_bytes_per_sec),
+            snapshot_max_bytes_per_sec: limit(node.shared.config.snapshot_max_bytes_per_sec),
             ..EndpointConfig::new(listen.clone(), node.state.node())
         };
         match Endpoint::start(config, Arc::new(Source(Arc::clone(node)))) {
@@ -441,7 +442,7 @@ impl Control {
                     let saved = node.save(&AtomicBool::new(false), &mut |_| {}).and_then(|()| {
                         let mut conn = node.connect().map_err(|e| e.to_string())?;
                         let rdb = node.usable_rdb(&mut conn).map_err(|e| e.to_string())?;
-                        rdb.map(|r| r.op_id).ok_or("the RDB has no position in the log".to_owned())
+                        rdb.map(|r| r.position.op_id).ok_or("the RDB has no position in the log".to_owned())
                     });
                     node.publish();
                     let op = saved.map(|op| Answer::Int(i64::try_from(op).unwrap_or(i64::MAX)));

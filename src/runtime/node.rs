@@ -98,6 +98,8 @@ pub struct Node {
     pub attached: AtomicBool,
     /// One BGSAVE at a time.
     pub saving: Mutex<()>,
+    /// The RDB that is being saved and sent at once.
+    pub making: Mutex<Option<super::snapshots::Making>>,
     /// Until when the tap's stream can be taken from: set while a capture runs.
     pub capture: Mutex<super::source::CaptureControl>,
 }
@@ -188,6 +190,7 @@ impl Node {
             announce_due: AtomicBool::new(false),
             attached: AtomicBool::new(false),
             saving: Mutex::new(()),
+            making: Mutex::new(None),
             capture: Mutex::default(),
             shared,
         }))

@@ -1,8 +1,6 @@
 //! The target's side of the link: takes snapshots and entries.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,16 +8,17 @@ use std::time::{Duration, Instant};
 use oplog_format::position::Common;
 use oplog_format::{History, Lineage, OpId};
 
-use super::boot::{has_keys, lineage_of};
+use super::boot::has_keys;
 use super::node::Node;
-use super::shared::{Mode, FLAG_INCOMPLETE, FLAG_POSITIONED};
+use super::shared::Mode;
+use super::staging::Staged;
 use crate::apply::feed::{Feed, FeedConfig, FeedEnd};
 use crate::apply::load::{load, LoadPlan};
-use crate::link::{LinkState, SnapshotMeta, TargetHello, TargetHost};
+use crate::link::{LinkState, SnapshotMeta, Staging, TargetHello, TargetHost};
 use crate::local::LocalError;
 use crate::runtime::gate::GateMode;
 use crate::snapshot::module_value::{encoding_version, type_name};
-use crate::snapshot::{verify_file, ModuleData};
+use crate::snapshot::ModuleData;
 use crate::store::Log;
 
 /// An RDB of a loaded copy that could not be saved is tried again after this long.
@@ -35,12 +34,6 @@ pub struct Target(pub Arc<Node>);
 const PROGRESS: Duration = Duration::from_millis(50);
 /// How often it is logged.
 const TELL: Duration = Duration::from_secs(5);
-
-impl Target {
-    fn staging(&self) -> PathBuf {
-        self.0.dir.join("staging.rdb")
-    }
-}
 
 impl Node {
     /// Closes the gate for a dataset that is being replaced.
@@ -96,7 +89,7 @@ impl Node {
     ///
     /// # Errors
     /// In words; the dataset is then not whole, and that is remembered: the next start takes another copy.
-    fn load_copy(
+    pub fn load_copy(
         self: &Arc<Self>,
         path: &std::path::Path,
         op_id: OpId,
@@ -137,7 +130,7 @@ impl Node {
     }
 
     /// Before anything is touched: has this server the modules whose values the snapshot holds?
-    fn check_modules(&self, modules: &BTreeMap<u64, ModuleData>) -> Result<(), String> {
+    pub fn check_modules(&self, modules: &BTreeMap<u64, ModuleData>) -> Result<(), String> {
         let mut beside_keys = Vec::new();
         for (&id, data) in modules {
             let name = String::from_utf8_lossy(&type_name(id)).into_owned();
@@ -172,7 +165,7 @@ impl Node {
     }
 
     /// After a load: an RDB of its own, so that a restart needs neither the staged file nor the link.
-    fn save_after_load(self: &Arc<Self>) {
+    pub fn save_after_load(self: &Arc<Self>) {
         let node = Arc::clone(self);
         let loads = node.state.get().full_syncs;
         let spawned = super::spawn("dr-save", move || {
@@ -192,7 +185,7 @@ impl Node {
             }
             node.warn("save", "");
             node.remember(|s| s.copied = None);
-            let _ = std::fs::remove_file(node.dir.join("staging.rdb"));
+            let _ = std::fs::remove_file(node.staging_path());
             if let Some(mut conn) = node.connect_again() {
                 let _ = node.usable_rdb(&mut conn);
             }
@@ -224,68 +217,18 @@ impl TargetHost for Target {
         Arc::clone(&self.0.log)
     }
 
-    fn begin_snapshot(&self, meta: &SnapshotMeta) -> Result<File, String> {
-        let path = self.staging();
-        let _ = std::fs::remove_file(&path);
-        let free = self.0.fs.free_bytes(&self.0.dir).unwrap_or(u64::MAX);
-        if free < meta.len {
-            return Err(format!(
-                "the snapshot has {} bytes, {} has only {free} free",
-                meta.len,
-                self.0.dir.display()
-            ));
-        }
-        let open = File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        open.map_err(|e| format!("{}: {e}", path.display()))
+    fn begin_snapshot(&self, meta: &SnapshotMeta) -> Result<Box<dyn Staging>, String> {
+        Ok(Box::new(Staged::begin(&self.0, meta)?))
     }
 
     fn drop_snapshot(&self) {
         // On a full disk this is where room comes from.
-        let _ = std::fs::remove_file(self.staging());
+        let _ = std::fs::remove_file(self.0.staging_path());
     }
 
     fn snapshot_progress(&self, received: u64, total: u64) {
         self.0.load_bytes.store(received, Ordering::Relaxed);
         self.0.load_total.store(total, Ordering::Relaxed);
-    }
-
-    fn finish_snapshot(&self, meta: &SnapshotMeta, file: File) -> Result<(), String> {
-        let node = &self.0;
-        let path = self.staging();
-        // Not synced: what is verified and loaded is what the system gives back now, and a start after a crash takes the
-        // copy anew.
-        drop(file);
-        let summary = verify_file(&path, &mut |_, _| {}).map_err(|e| format!("the snapshot: {e}"))?;
-        let aux = summary.head.ours.ok_or("the snapshot has no position of redisdr")?;
-        let lineage = lineage_of(&aux);
-        if aux.flags & FLAG_POSITIONED == 0 || aux.flags & FLAG_INCOMPLETE != 0 || aux.op_id != meta.op_id {
-            return Err(format!("the snapshot stands at op {}, op {} was announced", aux.op_id, meta.op_id));
-        }
-        if lineage.history_of(aux.op_id) != meta.lineage.history_of(meta.op_id) {
-            return Err("the snapshot is of another history than was announced".into());
-        }
-        node.check_modules(&summary.modules)?;
-        // Its log is about to be cut under it.
-        node.stop_feed();
-        node.keep_as_orphans(&meta.lineage, meta.op_id, "the source's data replaced this node's")?;
-        let keys = node.load_copy(&path, meta.op_id, &meta.lineage)?;
-        node.log.reset(meta.lineage.clone(), meta.op_id + 1).map_err(|e| e.to_string())?;
-        node.set_ident(|i| {
-            i.mode = Mode::Target;
-            i.lineage = meta.lineage.clone();
-            i.held = true;
-        });
-        node.remember(|s| {
-            s.full_syncs += 1;
-            s.loading = false;
-            s.copied = Some(meta.op_id);
-        });
-        *node.consent.lock() = crate::link::Consent::None;
-        log::info!("snapshot loaded: {keys} keys, op {}", meta.op_id);
-        node.raise_fence();
-        node.start_feed();
-        node.save_after_load();
-        Ok(())
     }
 
     fn begin_history(&self, history: History, first_op: OpId) -> Result<(), String> {
@@ -424,11 +367,12 @@ impl Node {
         }
         let mut conn = self.connect().map_err(|e| e.to_string())?;
         let own = self.rdb_path(&mut conn).map_err(|e| e.to_string())?;
-        let fits = |r: &super::snapshots::Rdb| r.op_id <= op && r.op_id + 1 >= self.log.oldest();
+        let at = |r: &super::snapshots::Rdb| r.position.op_id;
+        let fits = |r: &super::snapshots::Rdb| at(r) <= op && at(r) + 1 >= self.log.oldest();
         let candidates = [own.clone(), self.dir.join(super::linked::BASE_RDB)];
-        let found = candidates.iter().filter_map(|p| self.read_rdb(p)).filter(fits).max_by_key(|r| r.op_id);
+        let found = candidates.iter().filter_map(|p| self.read_rdb(p)).filter(fits).max_by_key(at);
         let Some(rdb) = found else { return Ok(false) };
-        log::info!("rebuilding to op {op} from {} (op {}) and the log", rdb.path.display(), rdb.op_id);
+        log::info!("rebuilding to op {op} from {} (op {}) and the log", rdb.path.display(), at(&rdb));
         // The RDB above the fork point must go: a start from it would be on the wrong branch.
         if rdb.path != own && !self.link_base(&rdb.path, &own) {
             return Ok(false);
@@ -438,7 +382,8 @@ impl Node {
             // Killed in between, the AOF holds half of it. The RDB does not: a start from it does the same again.
             self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
         }
-        self.load_rdb(&rdb.path, rdb.op_id, &rdb.lineage, "the own RDB is being loaded for a rebuild")?;
+        let (base, lineage) = (at(&rdb), &rdb.position.lineage);
+        self.load_rdb(&rdb.path, base, lineage, "the own RDB is being loaded for a rebuild")?;
         self.set_ident(|i| {
             i.mode = Mode::Target;
             i.lineage = self.log.lineage();

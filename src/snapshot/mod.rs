@@ -27,4 +27,4 @@ pub use reader::{Crc, Event, Flavor, RdbReader};
 pub use split::{pieces, pieces_of_file, PieceOptions};
 pub use strip::{strip_rdb, StripReport};
 pub use text::TextPieces;
-pub use verify::{verify_file, ModuleData, RdbSummary};
+pub use verify::{verify, verify_file, ModuleData, RdbSummary};

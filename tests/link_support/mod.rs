@@ -15,15 +15,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use oplog_format::{decode_entry, encode_entry, Decoded, EntryMeta, History, Lineage, OpId};
 use parking_lot::{Condvar, Mutex};
 use redisdr::link::{
-    Client, ClientConfig, ClientHandle, Consent, Endpoint, EndpointConfig, EndpointHandle, LinkState, NodeId,
-    NodeIdentity, Registered, ServerKind, Serving, Snapshot, SnapshotMeta, SourceHost, TargetHello,
-    TargetHost,
+    Client, ClientConfig, ClientHandle, Consent, Endpoint, EndpointConfig, EndpointHandle, Extent, Grown,
+    Growth, LinkState, NodeId, NodeIdentity, Registered, ServerKind, Serving, Snapshot, SnapshotMeta,
+    SourceHost, Staging, TargetHello, TargetHost,
 };
 use redisdr::store::{FsyncPolicy, Log, LogOptions, RealFs};
 
@@ -152,6 +152,8 @@ pub struct Source {
     pub snapshots: AtomicU64,
     /// Snapshots take until this is false.
     pub stuck: AtomicBool,
+    /// Snapshots are sent while they are saved, and this says how far that is.
+    pub saving: Mutex<Option<Arc<Saving>>>,
     pub registered: Mutex<Vec<Registered>>,
     pub panics: Mutex<Vec<String>>,
 }
@@ -171,6 +173,7 @@ impl Source {
             filling: AtomicU64::new(1_000_000),
             snapshots: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
+            saving: Mutex::default(),
             registered: Mutex::default(),
             panics: Mutex::default(),
         })
@@ -238,8 +241,13 @@ impl SourceHost for Source {
             OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path).unwrap();
         file.write_all(&data.to_bytes()).unwrap();
         file.write_all(&filling(self.filling.load(Ordering::SeqCst) as usize)).unwrap();
+        let len = file.metadata().unwrap().len();
+        let saving = self.saving.lock().clone();
+        if let Some(saving) = &saving {
+            saving.total.store(len, Ordering::SeqCst);
+        }
         Ok(Snapshot {
-            len: file.metadata().unwrap().len(),
+            extent: saving.map_or(Extent::Whole(len), |s| Extent::Growing(s)),
             file,
             op_id: data.applied,
             lineage: self.log.lineage(),
@@ -251,6 +259,34 @@ impl SourceHost for Source {
     }
     fn panicked(&self, thread: &str, what: &str) {
         self.panics.lock().push(format!("{thread}: {what}"));
+    }
+}
+
+/// A save of which the link sees as much as the test lets it.
+#[derive(Default)]
+pub struct Saving {
+    pub visible: AtomicU64,
+    pub total: AtomicU64,
+    pub whole: AtomicBool,
+    pub failed: AtomicBool,
+}
+
+impl Saving {
+    /// All is there.
+    pub fn finish(&self) {
+        self.visible.store(u64::MAX, Ordering::SeqCst);
+        self.whole.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Growth for Saving {
+    fn look(&self) -> Result<Grown, String> {
+        if self.failed.load(Ordering::SeqCst) {
+            return Err("the server's BGSAVE has failed".to_owned());
+        }
+        let whole = self.whole.load(Ordering::SeqCst);
+        let len = self.visible.load(Ordering::SeqCst).min(self.total.load(Ordering::SeqCst));
+        Ok(Grown { len, whole })
     }
 }
 
@@ -266,6 +302,7 @@ pub struct Counts {
     pub rebuilds: AtomicU64,
     pub appends: AtomicU64,
     pub failed_loads: AtomicU64,
+    pub dropped: AtomicU64,
 }
 
 pub struct Target {
@@ -287,6 +324,11 @@ pub struct Target {
     pub unstuck: Condvar,
     pub quit: AtomicBool,
     pub staging: PathBuf,
+    /// Staging fails from so many bytes on.
+    pub full_at: Mutex<Option<u64>>,
+    /// Length that the last snapshot was announced with.
+    pub announced: Mutex<Option<u64>>,
+    own: Weak<Self>,
     /// Told as applied, instead of what is.
     pub applied_at: Mutex<Option<OpId>>,
     pub panics: Mutex<Vec<String>>,
@@ -314,9 +356,12 @@ impl Target {
     pub fn with_fsync(service_id: u8, node: NodeId, fsync: FsyncPolicy) -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
         let log = new_log(&dir.path().join("log"), fsync);
-        Arc::new(Self {
+        Arc::new_cyclic(|own| Self {
             log,
             staging: dir.path().join("staging"),
+            full_at: Mutex::default(),
+            announced: Mutex::default(),
+            own: own.clone(),
             dir,
             data: Mutex::default(),
             past: Mutex::new(vec![Data::default()]),
@@ -415,6 +460,49 @@ impl Target {
     }
 }
 
+/// A snapshot that a target receives.
+struct Staged {
+    target: Arc<Target>,
+    meta: SnapshotMeta,
+    file: File,
+}
+
+impl Staging for Staged {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), String> {
+        match *self.target.full_at.lock() {
+            Some(at) if self.file.metadata().unwrap().len() >= at => {
+                Err("no space left on device".to_owned())
+            }
+            _ => self.file.write_all(bytes).map_err(|e| e.to_string()),
+        }
+    }
+    fn finish(mut self: Box<Self>) -> Result<(), String> {
+        let (target, meta) = (&self.target, &self.meta);
+        target.wait_unstuck();
+        if target.quit.load(Ordering::SeqCst) {
+            return Err("stopping".to_owned());
+        }
+        let mut bytes = Vec::new();
+        self.file.seek(SeekFrom::Start(0)).unwrap();
+        self.file.read_to_end(&mut bytes).unwrap();
+        let other_len = meta.len.is_some_and(|len| len != bytes.len() as u64);
+        if other_len || bytes[24..] != filling(bytes.len() - 24) {
+            target.counts.failed_loads.fetch_add(1, Ordering::SeqCst);
+            return Err("snapshot damaged".to_owned());
+        }
+        let data = Data::from_bytes(&bytes);
+        assert_eq!(data.applied, meta.op_id);
+        let lineage: Lineage = meta.lineage.clone();
+        target.log.reset(lineage, meta.op_id + 1).unwrap();
+        *target.data.lock() = data;
+        *target.past.lock() = vec![data];
+        target.fresh.store(false, Ordering::SeqCst);
+        *target.consent.lock() = Consent::None;
+        target.counts.full_syncs.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
 impl TargetHost for Target {
     fn hello(&self) -> TargetHello {
         TargetHello {
@@ -429,38 +517,21 @@ impl TargetHost for Target {
     fn log(&self) -> Arc<Log> {
         Arc::clone(&self.log)
     }
-    fn begin_snapshot(&self, _meta: &SnapshotMeta) -> Result<File, String> {
+    fn begin_snapshot(&self, meta: &SnapshotMeta) -> Result<Box<dyn Staging>, String> {
         let mut options = OpenOptions::new();
-        options
+        let file = options
             .create(true)
             .truncate(true)
             .read(true)
             .write(true)
             .open(&self.staging)
-            .map_err(|e| e.to_string())
+            .map_err(|e| e.to_string())?;
+        let target = self.own.upgrade().ok_or("the target is gone")?;
+        *self.announced.lock() = meta.len;
+        Ok(Box::new(Staged { target, meta: meta.clone(), file }))
     }
-    fn finish_snapshot(&self, meta: &SnapshotMeta, mut file: File) -> Result<(), String> {
-        self.wait_unstuck();
-        if self.quit.load(Ordering::SeqCst) {
-            return Err("stopping".to_owned());
-        }
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(0)).unwrap();
-        file.read_to_end(&mut bytes).unwrap();
-        if bytes.len() as u64 != meta.len || bytes[24..] != filling(bytes.len() - 24) {
-            self.counts.failed_loads.fetch_add(1, Ordering::SeqCst);
-            return Err("snapshot damaged".to_owned());
-        }
-        let data = Data::from_bytes(&bytes);
-        assert_eq!(data.applied, meta.op_id);
-        let lineage: Lineage = meta.lineage.clone();
-        self.log.reset(lineage, meta.op_id + 1).unwrap();
-        *self.data.lock() = data;
-        *self.past.lock() = vec![data];
-        self.fresh.store(false, Ordering::SeqCst);
-        *self.consent.lock() = Consent::None;
-        self.counts.full_syncs.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+    fn drop_snapshot(&self) {
+        self.counts.dropped.fetch_add(1, Ordering::SeqCst);
     }
     fn begin_history(&self, history: History, first_op: OpId) -> Result<(), String> {
         self.log.begin_history(history, first_op).map_err(|e| e.to_string())
