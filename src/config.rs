@@ -320,11 +320,14 @@ mod tests {
             "1gb",
             "link-max-bytes-per-sec",
             "5mb",
+            "snapshot-max-bytes-per-sec",
+            "4mb",
         ])
         .unwrap();
         assert_eq!(c.source, ["a:1", "b.example:2"]);
         assert_eq!((c.service_id, c.segment_size, c.fsync), (15, 1 << 20, Fsync::Always));
         assert_eq!((c.on_log_failure, c.snapshot_log_size), (OnLogFailure::DenyWrites, 1 << 30));
+        assert_eq!((c.link_max_bytes_per_sec, c.snapshot_max_bytes_per_sec), (5 << 20, 4 << 20));
     }
 
     #[test]

@@ -13,14 +13,14 @@
 //! | dr-writer | appends to the log, cuts and seals segments | the disk | the process ends |
 //! | dr-sync | fdatasync each second | the disk | the process ends |
 //! | dr-feed | reads the log, sends DR.APPLY, counts replies | its socket, new entries | another role, or a divergence |
-//! | dr-link, dr-link-ack, dr-link-load, dr-connect | pull from the source, see [`link`] | sockets, the disk | DR.CUTLINK, another role |
+//! | dr-link, dr-link-ack, dr-link-check, dr-link-load, dr-connect | pull from the source, see [`link`] | sockets, the disk | DR.CUTLINK, another role |
 //! | dr-endpoint, dr-handshake, dr-target-N, dr-acks-N | serve targets, see [`link`] | sockets, new entries | the process ends, the target goes |
 //! | dr-cleaner | removes segments, watches the disk | the disk | the process ends |
 //! | dr-waits | answers DR.WAIT | the disk, for one sync that serves all | the process ends |
 //! | dr-replica | logs what a target's replica receives | the disk | the process ends |
 //! | dr-rebase | releases held expiries in slices | own server | all are released |
 //! | dr-stage | puts large strings of a snapshot together | new pieces | the process ends |
-//! | dr-save, dr-snapshot | wait for a save of the server | own server | it is done |
+//! | dr-save, dr-snapshot, dr-saved | wait for a save of the server | own server | it is done |
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 pub mod apply;

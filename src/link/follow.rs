@@ -377,6 +377,7 @@ impl Session<'_> {
         self.reader.expect(SNAPSHOT);
         self.reader.set_tick(TICK.min(self.inner.config.heartbeat()))?;
         self.want(&Want::Snapshot)?;
+        self.inner.host.snapshot_progress(0, 0);
         self.show(0, 0);
         let meta = self.meta()?;
         let mut staging = self.inner.host.begin_snapshot(&meta).map_err(LinkError::Host)?;

@@ -24,6 +24,9 @@ use crate::store::Log;
 /// An RDB of a loaded copy that could not be saved is tried again after this long.
 const SAVE_AGAIN: Duration = Duration::from_secs(10);
 
+/// A loaded copy is saved once the node follows, or after this long.
+const FOLLOWING: Duration = Duration::from_secs(1);
+
 /// What a linked server answers to writes.
 pub const FENCED: &str = "READONLY this server is linked to";
 
@@ -169,6 +172,11 @@ impl Node {
         let node = Arc::clone(self);
         let loads = node.state.get().full_syncs;
         let spawned = super::spawn("dr-save", move || {
+            // A fork takes the main thread's time: after what is to be on its way first.
+            let until = Instant::now() + FOLLOWING;
+            while node.doing.load().state != "streaming" && Instant::now() < until && !node.stopping() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             while let Err(e) = node.save(&node.shared.stopping, &mut |_| {}) {
                 node.warn(
                     "save",

@@ -12,6 +12,7 @@ mod aux;
 mod cleaner;
 mod commands;
 mod conf;
+mod copies;
 mod disk;
 mod disk_faults;
 mod dr;

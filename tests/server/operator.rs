@@ -353,6 +353,7 @@ fn bad_arguments_stop_the_load(version: Version) {
         ("timeout", "1", "'timeout': '1'"),
         ("on-log-failure", "panic", "'on-log-failure': 'panic'"),
         ("link-max-bytes-per-sec", "fast", "'link-max-bytes-per-sec': 'fast'"),
+        ("snapshot-max-bytes-per-sec", "fast", "'snapshot-max-bytes-per-sec': 'fast'"),
         ("dir", "", "'dir'"),
         // Reachable by others, and no secret.
         ("endpoint", "0.0.0.0:7777", "secret-file"),
