@@ -100,11 +100,9 @@ def resume(bench):
                 {"idle source, %": idle / 1e7, "resumed MB/s": log_mb / took, "ops/s": n / took}, unit="%")]
 
 
-@row("limit")
-def limit(bench):
-    """What link-max-bytes-per-sec lets through, of a snapshot and of the log."""
-    rate = bench.pick(8, 20) * 2**20
-    source = bench.source(args=("link-max-bytes-per-sec", str(rate)))
+def limited_copy(bench, argument, rate):
+    """A source with such a limit, a target that has taken a copy from it, the copy's bytes and how long they took."""
+    source = bench.source(args=(argument, str(rate)))
     blast(source, sets(bench, bench.pick(200_000, 800_000), keys=bench.pick(200_000, 800_000), name="limit"))
     source.caught_up()
     source.call("DR.SNAPSHOT")
@@ -113,7 +111,24 @@ def limit(bench):
     began = time.perf_counter()
     target.wait("to load the snapshot", lambda: target.status()["state"] not in ("snapshot", "connecting"), every=0.001)
     took = time.perf_counter() - began
-    snapshot = os.path.getsize(os.path.join(source.folder, "dump.rdb"))
+    return source, target, os.path.getsize(os.path.join(source.folder, "dump.rdb")), took
+
+
+def copy_row(name, argument, rate, snapshot, took):
+    return Row(name, f"bytes/s of a snapshot, beyond the first second's credit / {argument}",
+               (snapshot - rate) / took / rate, 1.1, None, {"snapshot MB": snapshot / 2**20, "s": took})
+
+
+@row("limit")
+def limit(bench):
+    """What the limits let through: of a snapshot and of the log, and of a snapshot by its own limit."""
+    rate = bench.pick(8, 20) * 2**20
+    own, target, *copy = limited_copy(bench, "snapshot-max-bytes-per-sec", rate)
+    rows = [copy_row("limit-snapshot-own", "snapshot-max-bytes-per-sec", rate, *copy)]
+    target.kill()
+    own.kill()
+    source, target, *copy = limited_copy(bench, "link-max-bytes-per-sec", rate)
+    rows.insert(0, copy_row("limit-snapshot", "link-max-bytes-per-sec", rate, *copy))
     streaming(target)
     followed(target, source.status()["op_id"])
     first = source.status()["op_id"]
@@ -127,9 +142,7 @@ def limit(bench):
         followed(target, op, every=0.005)
         marks.append((time.perf_counter(), target.status()["applied_op_id"]))
     (from_time, from_op), (to_time, to_op) = marks
-    return [
-        Row("limit-snapshot", "bytes/s of a snapshot, beyond the first second's credit / link-max-bytes-per-sec",
-            (snapshot - rate) / took / rate, 1.1, None, {"snapshot MB": snapshot / 2**20, "s": took}),
-        Row("limit-log", "bytes/s of catch-up / link-max-bytes-per-sec", (to_op - from_op) / (to_time - from_time) / rate,
-            1.1, None, {"log MB": (last - first) / 2**20}),
-    ]
+    rows.append(Row("limit-log", "bytes/s of catch-up / link-max-bytes-per-sec",
+                    (to_op - from_op) / (to_time - from_time) / rate, 1.1, None,
+                    {"log MB": (last - first) / 2**20}))
+    return rows

@@ -469,8 +469,8 @@ impl Session<'_> {
     fn load(&mut self, staging: Box<dyn Staging>) -> Result<(), LinkError> {
         self.inner.set_state(LinkState::Loading);
         self.reader.expect(IDLE);
-        // Between two looks at the link, whether the load is done.
-        self.reader.set_tick(CATCHING_UP)?;
+        // It is the end of the load that is waited for; the link is only looked at.
+        self.reader.set_tick(Duration::from_millis(1))?;
         let host = &self.inner.host;
         let (done, outcome) = crossbeam_channel::bounded::<Result<(), String>>(1);
         let mut broken = None;
@@ -488,8 +488,7 @@ impl Session<'_> {
             };
             std::thread::Builder::new().name("dr-link-load".to_owned()).spawn_scoped(scope, body)?;
             loop {
-                let wait = if broken.is_some() { TICK } else { Duration::from_millis(1) };
-                match outcome.recv_timeout(wait) {
+                match outcome.recv_timeout(CATCHING_UP) {
                     Ok(result) => return result.map_err(LinkError::Host),
                     Err(RecvTimeoutError::Disconnected) => {
                         return Err(LinkError::Host("the loading thread has gone".to_owned()));
