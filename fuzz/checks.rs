@@ -4,8 +4,9 @@
 
 use oplog_format::index::POINT_LEN;
 use oplog_format::{
-    codec as control, decode_entry as decode, encode_entry, parse_op as parse, split_after, Decoded,
-    EntryHeader, Footer, Lineage, OpScan, SegmentHeader, ENTRY_HEADER_LEN, FOOTER_LEN, SEGMENT_HEADER_LEN,
+    codec as control, decode_entry as decode, decode_stored as stored, encode_entry, parse_op as parse,
+    split_after, Codec, Decoded, EntryHeader, Footer, Lineage, OpScan, Packer, SegmentHeader, Stored,
+    StoredHeader, Unpacker, ENTRY_HEADER_LEN, FOOTER_LEN, SEGMENT_HEADER_LEN,
 };
 
 /// An entry that is accepted is written again as the same bytes; one that is incomplete asks for more.
@@ -30,6 +31,47 @@ pub fn decode_entry(data: &[u8]) {
     }
 }
 
+/// An entry comes out of its compressed form as it went in, and nothing else does.
+pub fn packed(data: &[u8]) {
+    let _ = StoredHeader::decode(data);
+    let mut unpacker = Unpacker::default();
+    match stored(data) {
+        Ok(Stored::Entry(e)) => {
+            assert_eq!(e.frame.len() as u64, e.header.frame_len());
+            let mut plain = Vec::new();
+            if unpacker.unpack(&e, &mut plain).is_ok() {
+                assert!(matches!(decode(&plain), Ok(Decoded::Entry(p)) if p.frame.len() == plain.len()));
+                let mut again = Vec::new();
+                Packer::new(Codec::Zstd).and_then(|mut p| p.pack(&plain, &mut again)).expect("is an entry");
+                let Ok(Stored::Entry(again)) = stored(&again) else { panic!("was packed") };
+                let mut back = Vec::new();
+                unpacker.unpack(&again, &mut back).expect("was packed");
+                assert_eq!(back, plain);
+            } else {
+                assert!(plain.is_empty() && e.header.codec.is_some());
+            }
+        }
+        Ok(Stored::Incomplete { needed }) => assert!(needed > data.len() as u64),
+        Err(_) => {}
+    }
+    // Past the checksum of what is stored, which random bytes do not get by.
+    if let (Some(head), Some(body)) = (data.get(..48), data.get(48..)) {
+        let mut frame = head.to_vec();
+        frame[..4].copy_from_slice(b"DRe1");
+        frame[8..16].copy_from_slice(&u64::from(u32::MAX).to_le_bytes());
+        frame[36..40].copy_from_slice(&[1, 1, 0, 0]);
+        frame[40..44].copy_from_slice(&u32::try_from(body.len()).unwrap_or(1).to_le_bytes());
+        let crc = crc32fast::hash(&[&frame[..44], body].concat());
+        frame[44..48].copy_from_slice(&crc.to_le_bytes());
+        frame.extend_from_slice(body);
+        if let Ok(Stored::Entry(e)) = stored(&frame) {
+            let mut plain = Vec::new();
+            let _ = unpacker.unpack(&e, &mut plain);
+            assert!(plain.capacity() <= 4 * (plain.len() + (1 << 20)));
+        }
+    }
+}
+
 /// Walks a file as a reader would: footer, index, header, entries.
 pub fn segment(data: &[u8]) {
     let mut end = data.len();
@@ -46,14 +88,15 @@ pub fn segment(data: &[u8]) {
         assert_eq!(SegmentHeader::decode(&h.encode()), Ok(h));
     }
     let mut at = SEGMENT_HEADER_LEN.min(end);
-    while let Ok(Decoded::Entry(e)) = decode(&data[at..end]) {
+    while let Ok(Stored::Entry(s)) = stored(&data[at..end]) {
+        at += s.frame.len();
+        let Some(e) = s.plain() else { continue };
         assert!(!e.payload.is_empty());
         let mut ops = e.payload;
         let mut args = Vec::new();
         while let Ok(OpScan::Complete { len }) = parse(ops, &mut args) {
             ops = &ops[len..];
         }
-        at += e.frame.len();
     }
 }
 

@@ -20,7 +20,8 @@ const PAYLOAD_LEN: usize = 24;
 const DB: usize = 28;
 const OP_COUNT: usize = 32;
 const SERVICE_ID: usize = 36;
-const FLAGS: usize = 37;
+/// Where the flags stand in a header.
+pub const FLAGS: usize = 37;
 const RESERVED: usize = 38;
 
 /// What is known of an entry besides its payload.
@@ -36,7 +37,7 @@ pub struct EntryMeta {
     pub op_count: u32,
     /// Instance on which its ops were born, 0..15.
     pub service_id: u8,
-    /// Reserved for compression and the like; must be 0.
+    /// 0: other values tell in a log what an entry is compressed by, see [`crate::packed`].
     pub flags: u8,
 }
 
@@ -57,6 +58,15 @@ impl EntryHeader {
     /// # Errors
     /// [`FormatError`] where the bytes are no header; [`FormatError::Short`] below [`ENTRY_HEADER_LEN`] bytes.
     pub fn decode(buf: &[u8]) -> Result<Self, FormatError> {
+        let header = Self::decode_any(buf)?;
+        match header.meta.flags {
+            0 => Ok(header),
+            flags => Err(FormatError::Value { field: "entry flags", got: u64::from(flags) }),
+        }
+    }
+
+    /// As [`Self::decode`], whatever the flags are.
+    pub(crate) fn decode_any(buf: &[u8]) -> Result<Self, FormatError> {
         Self::fields(buf).ok_or(FormatError::Short {
             what: "entry header",
             needed: ENTRY_HEADER_LEN as u64,
@@ -96,9 +106,6 @@ impl EntryHeader {
         }
         if self.meta.service_id > 15 {
             return bad("entry service id", u64::from(self.meta.service_id));
-        }
-        if self.meta.flags != 0 {
-            return bad("entry flags", u64::from(self.meta.flags));
         }
         if reserved != 0 {
             return bad("entry reserved bytes", u64::from(reserved));
@@ -154,6 +161,9 @@ pub fn encode_entry(meta: &EntryMeta, payload: &[u8], out: &mut Vec<u8>) -> Resu
     let payload_len = u32::try_from(payload.len())
         .map_err(|_| FormatError::Value { field: "entry payload length", got: payload.len() as u64 })?;
     EntryHeader { meta: *meta, payload_len, crc: 0 }.checked(0)?;
+    if meta.flags != 0 {
+        return Err(FormatError::Value { field: "entry flags", got: u64::from(meta.flags) });
+    }
     let mut header = [0u8; ENTRY_HEADER_LEN];
     let mut put = |at: usize, bytes: &[u8]| {
         if let Some(slot) = header.get_mut(at..at + bytes.len()) {
@@ -187,20 +197,13 @@ fn crc_of(header_tail: &[u8], payload: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// Decodes the entry at the start of `buf` and checks its checksum.
+/// Decodes the plain entry at the start of `buf` and checks its checksum.
 ///
 /// # Errors
 /// [`FormatError`] where the bytes cannot be an entry.
 pub fn decode_entry(buf: &[u8]) -> Result<Decoded<'_>, FormatError> {
     if buf.len() < ENTRY_HEADER_LEN {
-        let magic = ENTRY_MAGIC.to_le_bytes();
-        let seen = buf.len().min(magic.len());
-        if buf.get(..seen) != magic.get(..seen) {
-            let mut got = [0u8; 8];
-            got.iter_mut().zip(buf).for_each(|(g, b)| *g = *b);
-            return Err(FormatError::Magic { what: "entry", got: u64::from_le_bytes(got) });
-        }
-        return Ok(Decoded::Incomplete { needed: ENTRY_HEADER_LEN as u64 });
+        return may_begin_entry(buf).map(|()| Decoded::Incomplete { needed: ENTRY_HEADER_LEN as u64 });
     }
     let header = EntryHeader::decode(buf)?;
     let needed = header.frame_len();
@@ -214,6 +217,18 @@ pub fn decode_entry(buf: &[u8]) -> Result<Decoded<'_>, FormatError> {
         return Err(FormatError::Crc { what: "entry", stored: header.crc, computed });
     }
     Ok(Decoded::Entry(EntryRef { header, payload, frame }))
+}
+
+/// Whether fewer bytes than a header may be the start of one.
+pub(crate) fn may_begin_entry(buf: &[u8]) -> Result<(), FormatError> {
+    let magic = ENTRY_MAGIC.to_le_bytes();
+    let seen = buf.len().min(magic.len());
+    if buf.get(..seen) == magic.get(..seen) {
+        return Ok(());
+    }
+    let mut got = [0u8; 8];
+    got.iter_mut().zip(buf).for_each(|(g, b)| *g = *b);
+    Err(FormatError::Magic { what: "entry", got: u64::from_le_bytes(got) })
 }
 
 /// The part of an entry above `op`, as an entry of its own: for a reader whose position lies within it, as that

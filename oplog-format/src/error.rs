@@ -55,6 +55,11 @@ pub enum FormatError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A compressed entry cannot be decompressed to the entry that it says it is.
+    Compressed {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A control message or manifest could not be decoded.
     Codec {
         /// What the decoder said.
@@ -75,6 +80,7 @@ impl fmt::Display for FormatError {
             Self::Short { what, needed, got } => write!(f, "{what}: needs {needed} bytes, {got} there"),
             Self::Value { field, got } => write!(f, "field {field} has the invalid value {got}"),
             Self::Op { offset, reason } => write!(f, "op at byte {offset}: {reason}"),
+            Self::Compressed { reason } => write!(f, "compressed entry: {reason}"),
             Self::Codec { reason } => write!(f, "control data: {reason}"),
         }
     }

@@ -10,6 +10,7 @@ pub mod entry;
 pub mod error;
 pub mod index;
 pub mod op;
+pub mod packed;
 pub mod position;
 pub mod segment;
 
@@ -19,5 +20,6 @@ pub use entry::{
 pub use error::FormatError;
 pub use index::{Footer, IndexPoint, FOOTER_LEN};
 pub use op::{parse_op, Arg, OpScan, OpWalk};
+pub use packed::{decode_stored, Codec, Packer, Stored, StoredHeader, StoredRef, Unpacker};
 pub use position::{History, Lineage, LineageItem, OpId};
 pub use segment::{SegmentHeader, SEGMENT_HEADER_LEN};

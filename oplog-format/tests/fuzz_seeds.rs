@@ -24,6 +24,8 @@ fn seeds() -> Vec<Vec<u8>> {
         sealed.to_vec(),
         sealed[128..].to_vec(),
         include_bytes!("golden/segment-v1-open.bin").to_vec(),
+        include_bytes!("golden/segment-v1-packed.bin").to_vec(),
+        include_bytes!("golden/segment-v1-packed.bin")[128..].to_vec(),
         include_bytes!("golden/lineage-v1.bin").to_vec(),
         b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$0\r\n\r\n*1\r\n$4\r\nPING\r\n".to_vec(),
         b"*2\r\n$4294967295\r\n".to_vec(),
@@ -59,6 +61,7 @@ fn the_targets_hold_over_the_corpus() {
     let mutated = (0..40_000).map(|_| mutate(&mut dice, &seeds)).collect::<Vec<_>>();
     for data in seeds.iter().chain(&mutated) {
         checks::decode_entry(data);
+        checks::packed(data);
         checks::segment(data);
         checks::parse_op(data);
         checks::codec(data);

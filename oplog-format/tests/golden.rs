@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use tables::check;
 
 use oplog_format::index::{encode_index, POINT_LEN};
+use oplog_format::packed::PACKED_HEADER_LEN;
 use oplog_format::{
-    codec, decode_entry, encode_entry, Decoded, EntryMeta, Footer, History, IndexPoint, Lineage, LineageItem,
-    SegmentHeader, ENTRY_HEADER_LEN, FOOTER_LEN, SEGMENT_HEADER_LEN,
+    codec, decode_entry, decode_stored, encode_entry, Codec, Decoded, EntryMeta, Footer, History, IndexPoint,
+    Lineage, LineageItem, Packer, SegmentHeader, Stored, Unpacker, ENTRY_HEADER_LEN, FOOTER_LEN,
+    SEGMENT_HEADER_LEN,
 };
 
 const HISTORY: &[u8; 40] = b"0123456789abcdef0123456789abcdef01234567";
@@ -86,6 +88,35 @@ fn sealed_segment() -> Vec<u8> {
     out
 }
 
+/// A payload that is worth compressing.
+fn long_payload() -> Vec<u8> {
+    let mut out = Vec::new();
+    for n in 0..40 {
+        let (key, value) = (format!("key:{n}"), format!("{{\"id\":{n},\"name\":\"user {}\"}}", n * 7919));
+        let (k, v) = (key.len(), value.len());
+        out.extend_from_slice(format!("*3\r\n$3\r\nSET\r\n${k}\r\n{key}\r\n${v}\r\n{value}\r\n").as_bytes());
+    }
+    out
+}
+
+/// A segment with a compressed entry between two plain ones.
+fn packed_segment() -> Vec<u8> {
+    let mut out = header().encode().to_vec();
+    let [first, second] = metas();
+    encode_entry(&first, PAYLOADS[0], &mut out).unwrap();
+    let mut long = Vec::new();
+    encode_entry(&long_meta(), &long_payload(), &mut long).unwrap();
+    Packer::new(Codec::Zstd).unwrap().pack(&long, &mut out).unwrap();
+    let last_op = long_meta().last_op + PAYLOADS[1].len() as u64;
+    encode_entry(&EntryMeta { last_op, ..second }, PAYLOADS[1], &mut out).unwrap();
+    out
+}
+
+fn long_meta() -> EntryMeta {
+    let first = metas()[0];
+    EntryMeta { last_op: first.last_op + long_payload().len() as u64, op_count: 40, db: 3, ..first }
+}
+
 fn lineage() -> Lineage {
     let item = |c: u8, first_op| LineageItem { history: History::from_bytes(&[c; 40]).unwrap(), first_op };
     Lineage::from_items(vec![item(b'a', 1), item(b'b', 0x0102_0304_0506)]).unwrap()
@@ -115,6 +146,43 @@ fn the_golden_bytes_are_read_back() {
     assert_eq!(footer.index_offset, at as u64);
     assert_eq!(footer.decode_points(crc, &bytes[at..split]).unwrap(), points);
     assert_eq!(codec::decode::<Lineage>(&golden("lineage-v1.bin")).unwrap(), lineage());
+}
+
+/// What a codec writes may change with its version; what it has written is read for ever.
+#[test]
+fn the_golden_compressed_entry_is_read_back() {
+    let bytes = golden("segment-v1-packed.bin");
+    let at = SEGMENT_HEADER_LEN + ENTRY_HEADER_LEN + PAYLOADS[0].len();
+    let Stored::Entry(stored) = decode_stored(&bytes[at..]).unwrap() else { panic!("incomplete") };
+    assert_eq!((stored.header.codec, stored.header.header.meta), (Some(Codec::Zstd), long_meta()));
+    let mut plain = Vec::new();
+    Unpacker::default().unpack(&stored, &mut plain).unwrap();
+    let mut expected = Vec::new();
+    encode_entry(&long_meta(), &long_payload(), &mut expected).unwrap();
+    assert_eq!(plain, expected);
+    let Stored::Entry(last) = decode_stored(&bytes[at + stored.frame.len()..]).unwrap() else {
+        panic!("none")
+    };
+    assert_eq!(last.plain().unwrap().payload, PAYLOADS[1]);
+    let m = long_meta();
+    check(
+        "Compressed entry header",
+        &stored.frame[..PACKED_HEADER_LEN],
+        &[
+            ("magic", b"DRe1".to_vec()),
+            ("crc", plain[4..8].to_vec()),
+            ("last_op", m.last_op.to_le_bytes().to_vec()),
+            ("time_ms", m.time_ms.to_le_bytes().to_vec()),
+            ("payload_len", (long_payload().len() as u32).to_le_bytes().to_vec()),
+            ("db", m.db.to_le_bytes().to_vec()),
+            ("op_count", m.op_count.to_le_bytes().to_vec()),
+            ("service_id", vec![m.service_id]),
+            ("flags", vec![1]),
+            ("reserved", vec![0; 2]),
+            ("stored_len", ((stored.frame.len() - PACKED_HEADER_LEN) as u32).to_le_bytes().to_vec()),
+            ("stored_crc", crc(&[&stored.frame[..44], &stored.frame[PACKED_HEADER_LEN..]])),
+        ],
+    );
 }
 
 fn crc(parts: &[&[u8]]) -> Vec<u8> {
@@ -204,5 +272,6 @@ fn write_golden_files() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     std::fs::write(dir.join("segment-v1-open.bin"), open_segment()).unwrap();
     std::fs::write(dir.join("segment-v1-sealed.bin"), sealed_segment()).unwrap();
+    std::fs::write(dir.join("segment-v1-packed.bin"), packed_segment()).unwrap();
     std::fs::write(dir.join("lineage-v1.bin"), codec::encode(&lineage()).unwrap()).unwrap();
 }

@@ -5,8 +5,9 @@
 use oplog_format::index::{encode_index, POINT_LEN};
 use oplog_format::position::Common;
 use oplog_format::{
-    codec, decode_entry, encode_entry, parse_op, split_after, Arg, Decoded, EntryHeader, EntryMeta, Footer,
-    History, IndexPoint, Lineage, LineageItem, OpId, OpScan, SegmentHeader, FOOTER_LEN,
+    codec, decode_entry, decode_stored, encode_entry, parse_op, split_after, Arg, Codec, Decoded,
+    EntryHeader, EntryMeta, Footer, History, IndexPoint, Lineage, LineageItem, OpId, OpScan, Packer,
+    SegmentHeader, Stored, Unpacker, FOOTER_LEN,
 };
 use proptest::prelude::*;
 
@@ -101,9 +102,40 @@ proptest! {
     }
 
     #[test]
+    fn entries_come_out_of_a_packer_as_they_went_in(
+        entries in prop::collection::vec((entry(), 0u8..60, 1usize..30), 1..8),
+        bit in any::<prop::sample::Index>(),
+    ) {
+        // Few letters, many times: some of it gains and some does not.
+        let mut all = Vec::new();
+        for ((meta, payload), letters, times) in &entries {
+            let payload: Vec<u8> = payload.iter().map(|b| b % (letters + 1)).collect::<Vec<u8>>().repeat(*times);
+            let last_op = meta.last_op.saturating_add(payload.len() as u64);
+            encode_entry(&EntryMeta { last_op, ..*meta }, &payload, &mut all).unwrap();
+        }
+        let mut packed = Vec::new();
+        Packer::new(Codec::Zstd).unwrap().pack(&all, &mut packed).unwrap();
+        prop_assert!(packed.len() <= all.len());
+        let read = |bytes: &[u8]| {
+            let (mut at, mut out, mut unpacker) = (0, Vec::new(), Unpacker::default());
+            while let Ok(Stored::Entry(e)) = decode_stored(&bytes[at..]) {
+                unpacker.unpack(&e, &mut out).unwrap();
+                at += e.frame.len();
+            }
+            out
+        };
+        prop_assert_eq!(read(&packed), &all[..]);
+        let bit = bit.index(packed.len() * 8);
+        packed[bit / 8] ^= 1 << (bit % 8);
+        let rest = read(&packed);
+        prop_assert!(rest.len() < all.len() && all.starts_with(&rest));
+    }
+
+    #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = decode_entry(&bytes);
         let _ = EntryHeader::decode(&bytes);
+        let _ = decode_stored(&bytes);
         let _ = SegmentHeader::decode(&bytes);
         if let Ok((footer, crc)) = Footer::decode(&bytes) {
             let _ = footer.decode_points(crc, &bytes);
