@@ -21,7 +21,7 @@ fn folder() -> TempDir {
 }
 
 fn open(dir: &Path, segment_size: u64) -> Arc<Log> {
-    let options = LogOptions { segment_size, fsync: FsyncPolicy::No, service_id: 0 };
+    let options = LogOptions { segment_size, fsync: FsyncPolicy::No, service_id: 0, compression: None };
     Log::open(dir, options, Arc::new(RealFs)).unwrap().0
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use oplog_format::Codec;
+
 /// When the log is flushed to its disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fsync {
@@ -60,6 +62,8 @@ pub struct Config {
     pub link_max_bytes_per_sec: u64,
     /// Bytes a second of snapshots that the endpoint reads and sends, to all targets together; 0: no limit.
     pub snapshot_max_bytes_per_sec: u64,
+    /// What entries of the log are compressed by.
+    pub compression: Option<Codec>,
 }
 
 impl Default for Config {
@@ -81,6 +85,7 @@ impl Default for Config {
             snapshot_log_size: 4 << 30,
             link_max_bytes_per_sec: 0,
             snapshot_max_bytes_per_sec: 0,
+            compression: None,
         }
     }
 }
@@ -110,7 +115,7 @@ pub enum ConfigError {
 pub const NAMES: &str =
     "dir service-id endpoint announce-endpoint source secret-file segment-size fsync retain-min-seconds \
 retain-max-bytes fork-tolerance timeout on-log-failure snapshot-log-size \
-link-max-bytes-per-sec snapshot-max-bytes-per-sec";
+link-max-bytes-per-sec snapshot-max-bytes-per-sec compression";
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -222,6 +227,13 @@ impl Config {
                 self.snapshot_max_bytes_per_sec =
                     size(value).ok_or_else(|| bad("a size, such as 50mb, or 0"))?;
             }
+            "compression" => {
+                self.compression = match value.to_ascii_lowercase().as_str() {
+                    "no" => None,
+                    "zstd" => Some(Codec::Zstd),
+                    _ => return Err(bad("no or zstd")),
+                };
+            }
             _ => return Err(ConfigError::Unknown(name.to_owned())),
         }
         Ok(())
@@ -322,12 +334,16 @@ mod tests {
             "5mb",
             "snapshot-max-bytes-per-sec",
             "4mb",
+            }
+            "compression",
+            "ZSTD",
         ])
         .unwrap();
         assert_eq!(c.source, ["a:1", "b.example:2"]);
         assert_eq!((c.service_id, c.segment_size, c.fsync), (15, 1 << 20, Fsync::Always));
         assert_eq!((c.on_log_failure, c.snapshot_log_size), (OnLogFailure::DenyWrites, 1 << 30));
         assert_eq!((c.link_max_bytes_per_sec, c.snapshot_max_bytes_per_sec), (5 << 20, 4 << 20));
+        assert_eq!(c.compression, Some(Codec::Zstd));
     }
 
     #[test]
@@ -357,6 +373,8 @@ mod tests {
             ("on-log-failure", ""),
             ("snapshot-log-size", "1kb"),
             ("snapshot-log-size", "much"),
+            ("compression", "lz4"),
+            ("compression", "yes"),
         ] {
             assert!(value(name, v), "{name} {v}: {:?}", parse(&[name, v]));
         }

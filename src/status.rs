@@ -111,6 +111,12 @@ pub struct Status {
     pub segments: u64,
     /// Bytes of the log on disk.
     pub oplog_bytes: u64,
+    /// What entries are compressed by, or no.
+    pub compression: String,
+    /// Bytes of the stream that came into the log since the start.
+    pub stream_bytes: u64,
+    /// Bytes that they took on disk, in percent.
+    pub stream_disk_percent: u64,
     /// Copies of the dataset taken over a link since the state was made.
     pub full_syncs: u64,
     /// Datasets rebuilt from the own disk since the state was made.

@@ -59,7 +59,8 @@ fn lineage() -> Lineage {
 }
 
 fn hello() -> Vec<u8> {
-    let hello = Hello { lineage: lineage(), last_op: 0, durable: 0, fresh: true, consent: Consent::None };
+    let hello =
+        Hello { lineage: lineage(), last_op: 0, durable: 0, fresh: true, consent: Consent::None, codecs: 0 };
     codec::encode(&hello).unwrap()
 }
 

@@ -53,7 +53,7 @@ struct TestLog {
 impl TestLog {
     fn new(segment_size: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let opts = LogOptions { segment_size, fsync: FsyncPolicy::No, service_id: 3 };
+        let opts = LogOptions { segment_size, fsync: FsyncPolicy::No, service_id: 3, compression: None };
         let (log, _) = Log::open(dir.path(), opts, Arc::new(RealFs)).unwrap();
         log.begin_history(history(b'a'), 1).unwrap();
         Self { dir, log, appended: 0 }

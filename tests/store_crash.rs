@@ -10,20 +10,21 @@ mod store_support;
 use std::path::Path;
 use std::sync::Arc;
 
-use redisdr::store::{Fs, Log};
-use store_support::drive::{differs, entries, options, read_all, workload, Model, Run, DIR};
+use redisdr::store::{Fs, Log, LogOptions};
+use store_support::drive::{differs, entries, options, packed, read_all, workload, Model, Run, DIR};
 use store_support::memfs::{Cut, MemFs, State};
 use store_support::Rng;
 
 const SEGMENT: u64 = 4096;
 
 /// States of the file system with the model before and after the call in which they occurred.
-fn crash_points() -> Vec<(State, Model, Model, String)> {
+fn crash_points(options: &LogOptions) -> Vec<(State, Model, Model, String)> {
     let fs = MemFs::new();
     fs.create_dir(Path::new("/data")).unwrap();
     fs.sync_dir(Path::new("/")).unwrap();
     fs.record();
     let mut run = Run::new(Arc::clone(&fs) as Arc<dyn Fs>, Path::new(DIR), SEGMENT);
+    run.options = options.clone();
     let mut points = Vec::new();
     let mut before = run.model.clone();
     run.open().unwrap();
@@ -44,12 +45,18 @@ fn crash_points() -> Vec<(State, Model, Model, String)> {
 }
 
 /// Opens an image; returns the states that opening went through.
-fn open(image: State, before: &Model, after: &Model, what: &str) -> (Arc<MemFs>, Arc<Log>, Vec<State>) {
+fn open(
+    image: State,
+    options: &LogOptions,
+    before: &Model,
+    after: &Model,
+    what: &str,
+) -> (Arc<MemFs>, Arc<Log>, Vec<State>) {
     let fs = MemFs::from_state(image);
     fs.record();
     let dyn_fs: Arc<dyn Fs> = Arc::clone(&fs) as Arc<dyn Fs>;
     let (log, _) =
-        Log::open(Path::new(DIR), options(SEGMENT), dyn_fs).unwrap_or_else(|e| panic!("{what}: {e}"));
+        Log::open(Path::new(DIR), options.clone(), dyn_fs).unwrap_or_else(|e| panic!("{what}: {e}"));
     if let Some(wrong) = differs(&log, before, after, fs.as_ref(), Path::new(DIR)) {
         panic!("{what}: {wrong}");
     }
@@ -58,7 +65,7 @@ fn open(image: State, before: &Model, after: &Model, what: &str) -> (Arc<MemFs>,
 }
 
 /// The log works on, and what it then has on the disk is whole.
-fn work_on(fs: &Arc<MemFs>, log: Arc<Log>, what: &str) {
+fn work_on(fs: &Arc<MemFs>, log: Arc<Log>, options: &LogOptions, what: &str) {
     if log.lineage().is_empty() {
         return;
     }
@@ -70,14 +77,23 @@ fn work_on(fs: &Arc<MemFs>, log: Arc<Log>, what: &str) {
     assert!(all.ends_with(&frames), "{what}");
     let again = MemFs::from_state(fs.state().image(Cut::Drop)) as Arc<dyn Fs>;
     let (log, report) =
-        Log::open(Path::new(DIR), options(SEGMENT), again).unwrap_or_else(|e| panic!("{what}: {e}"));
+        Log::open(Path::new(DIR), options.clone(), again).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert!(report.torn.is_none(), "{what}: {report:?}");
     assert!(read_all(&log) == all && log.lineage() == lineage, "{what}: not the same when opened again");
 }
 
 #[test]
 fn a_power_cut_at_any_change_leaves_a_log() {
-    let points = crash_points();
+    cut_everywhere(&options(SEGMENT));
+}
+
+#[test]
+fn a_power_cut_at_any_change_leaves_a_compressed_log() {
+    cut_everywhere(&packed(SEGMENT));
+}
+
+fn cut_everywhere(options: &LogOptions) {
+    let points = crash_points(options);
     assert!(points.len() > 200, "only {} crash points", points.len());
     let mut opened = 0;
     for (i, (state, before, after, step)) in points.iter().enumerate() {
@@ -92,8 +108,8 @@ fn a_power_cut_at_any_change_leaves_a_log() {
         ];
         for cut in cuts {
             let what = format!("point {i} in {step}, {cut:?}");
-            let (fs, log, past) = open(state.image(cut), before, after, &what);
-            work_on(&fs, log, &what);
+            let (fs, log, past) = open(state.image(cut), options, before, after, &what);
+            work_on(&fs, log, options, &what);
             opened += 1;
             // Opening changes little where there is nothing to repair.
             if past.len() < 4 || !matches!(cut, Cut::Keep | Cut::Any(_)) {
@@ -102,7 +118,7 @@ fn a_power_cut_at_any_change_leaves_a_log() {
             for (j, state) in past.iter().enumerate() {
                 for cut in [Cut::Drop, Cut::Any(seed + 100 + j as u64)] {
                     let what = format!("{what}, again at {j} of opening, {cut:?}");
-                    open(state.image(cut), before, after, &what);
+                    open(state.image(cut), options, before, after, &what);
                     opened += 1;
                 }
             }

@@ -7,18 +7,18 @@ mod store_support;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redisdr::store::{Fs, Log, ReadError, StoreError};
-use store_support::drive::{entries, history, options, Item, DIR};
+use redisdr::store::{Fs, Log, LogOptions, ReadError, StoreError};
+use store_support::drive::{entries, history, options, packed, Item, DIR};
 use store_support::memfs::{MemFs, State};
 use store_support::Rng;
 
 const SEGMENT: u64 = 8192;
 
 /// A log of several segments, and its entries.
-fn some_log() -> (State, Vec<Item>) {
+fn some_log(options: LogOptions) -> (State, Vec<Item>) {
     let fs = MemFs::new();
     let dyn_fs = Arc::clone(&fs) as Arc<dyn Fs>;
-    let (log, _) = Log::open(Path::new(DIR), options(SEGMENT), dyn_fs).unwrap();
+    let (log, _) = Log::open(Path::new(DIR), options, dyn_fs).unwrap();
     log.begin_history(history(1), 1).unwrap();
     let items = entries(0, &vec![vec![900, 40]; 40], &mut Rng::new(3));
     for item in &items {
@@ -57,7 +57,16 @@ fn read(log: &Arc<Log>) -> (Vec<u8>, Option<ReadError>) {
 
 #[test]
 fn a_flipped_bit_is_never_handed_out() {
-    let (state, items) = some_log();
+    flip_bits(options(SEGMENT));
+}
+
+#[test]
+fn a_flipped_bit_of_a_compressed_log_is_never_handed_out() {
+    flip_bits(packed(SEGMENT));
+}
+
+fn flip_bits(options: LogOptions) {
+    let (state, items) = some_log(options);
     let all: Vec<u8> = items.iter().flat_map(|e| e.frame.iter().copied()).collect();
     let files = segments(&state);
     let mut rng = Rng::new(11);
@@ -105,23 +114,25 @@ fn a_flipped_bit_is_never_handed_out() {
 
 #[test]
 fn damage_in_the_open_segment_is_not_taken_for_a_torn_tail() {
-    let (state, items) = some_log();
-    let file = segments(&state).pop().unwrap();
-    let frame = items[0].frame.len();
-    let in_last = (state.len_of(&file) - 128) / frame;
-    assert!(in_last >= 2, "too few entries in the last segment");
-    let mut bad = state.clone();
-    bad.flip(&file, 128 + 300, 2);
-    match open(bad) {
-        Err(StoreError::Damaged { path, offset, .. }) => assert_eq!((path, offset), (file, 128)),
-        Err(e) => panic!("{e}"),
-        Ok(_) => panic!("opened"),
+    for options in [options(SEGMENT), packed(SEGMENT)] {
+        let (state, items) = some_log(options);
+        let file = segments(&state).pop().unwrap();
+        let frame = items[0].frame.len();
+        let in_last = (state.len_of(&file) - 128) / frame;
+        assert!(in_last >= 2, "too few entries in the last segment");
+        let mut bad = state.clone();
+        bad.flip(&file, 128 + 300, 2);
+        match open(bad) {
+            Err(StoreError::Damaged { path, offset, .. }) => assert_eq!((path, offset), (file, 128)),
+            Err(e) => panic!("{e}"),
+            Ok(_) => panic!("opened"),
+        }
     }
 }
 
 #[test]
 fn a_log_whose_manifest_is_gone_is_refused_and_nothing_removed() {
-    let (state, _) = some_log();
+    let (state, _) = some_log(options(SEGMENT));
     let fs = MemFs::from_state(state);
     fs.unlink(&Path::new(DIR).join("manifest")).unwrap();
     let before = segments(&fs.state());
@@ -131,7 +142,7 @@ fn a_log_whose_manifest_is_gone_is_refused_and_nothing_removed() {
 
 #[test]
 fn a_missing_segment_is_named() {
-    let (state, _) = some_log();
+    let (state, _) = some_log(options(SEGMENT));
     for (i, file) in segments(&state).iter().enumerate() {
         let last = i + 1 == segments(&state).len();
         let fs = MemFs::from_state(state.clone());

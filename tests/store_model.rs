@@ -35,10 +35,12 @@ proptest! {
     fn a_log_does_what_its_model_does(
         steps in prop::collection::vec(step(), 1..30),
         segment_size in 1000u64..50_000,
+        switching in any::<bool>(),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let fs: Arc<dyn Fs> = Arc::new(RealFs);
         let mut run = Run::new(fs, dir.path(), segment_size);
+        run.switching = switching;
         run.open().unwrap();
         for step in &steps {
             let (result, _) = run.step(step);

@@ -61,15 +61,9 @@ struct Printer<'a, O, E> {
 
 impl<O: Write, E: Write> Printer<'_, O, E> {
     /// Prints one entry; the walk may end early with `Err(None)`.
-    fn entry(
-        &mut self,
-        entries: &Entries,
-        offset: u64,
-        header: &EntryHeader,
-    ) -> Result<(), Option<CtlError>> {
+    fn entry(&mut self, entries: &Entries, header: &EntryHeader) -> Result<(), Option<CtlError>> {
         let Some(scan) = entries.scan().filter(|_| self.filter.wants_entry(header)) else { return Ok(()) };
-        let payload_at = offset + header.frame_len() - u64::from(header.payload_len);
-        let walked = ops::for_each(scan.path(), payload_at, &header.meta, entries.payload(), |op| {
+        let walked = ops::for_each(scan.path(), scan.payload_at(), &header.meta, entries.payload(), |op| {
             if self.left == 0 || !self.filter.wants_op(op) {
                 return Ok(());
             }
@@ -97,7 +91,7 @@ impl<O: Write, E: Write> Printer<'_, O, E> {
                 Event::Entry { header, .. } if self.filter.to.is_some_and(|to| header.first_op() > to) => {
                     break
                 }
-                Event::Entry { offset, header } => match self.entry(entries, offset, &header) {
+                Event::Entry { header, .. } => match self.entry(entries, &header) {
                     // What lies behind was not asked for, damaged or not.
                     Ok(()) if self.filter.to.is_some_and(|to| header.meta.last_op >= to) => break,
                     Ok(()) => {}

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use oplog_format::entry::ENTRY_MAGIC;
 use oplog_format::index::{FOOTER_MAGIC, POINT_LEN};
+use oplog_format::packed::PACKED_HEADER_LEN;
 use oplog_format::{
-    decode_entry, Decoded, EntryHeader, Footer, FormatError, IndexPoint, OpId, SegmentHeader,
-    ENTRY_HEADER_LEN, FOOTER_LEN, SEGMENT_HEADER_LEN,
+    decode_stored, EntryHeader, Footer, FormatError, IndexPoint, OpId, SegmentHeader, Stored, StoredHeader,
+    Unpacker, ENTRY_HEADER_LEN, FOOTER_LEN, SEGMENT_HEADER_LEN,
 };
 
 use super::damage::Damage;
+use crate::store::MOST_PER_BYTE;
 
 /// Read from the file at once.
 const CHUNK: u64 = 256 * 1024;
@@ -29,11 +31,11 @@ pub struct Seal {
 /// What stands where an entry should begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// An entry with a good checksum; its payload is [`Scan::payload`].
+    /// An entry with good checksums; its payload is [`Scan::payload`].
     Entry {
         /// Where it stands.
         offset: u64,
-        /// Its header.
+        /// Header of the plain entry.
         header: EntryHeader,
     },
     /// The end of the entries.
@@ -51,10 +53,15 @@ pub struct Scan {
     len: u64,
     end: u64,
     at: u64,
+    /// Where the last entry stands.
+    entry_at: u64,
     next_op: Option<OpId>,
     buf: Vec<u8>,
     buf_at: u64,
     payload: std::ops::Range<usize>,
+    unpacker: Unpacker,
+    /// The last entry, where it was compressed.
+    unpacked: Vec<u8>,
     /// What it says of itself; `None` where that is damaged.
     pub header: Option<SegmentHeader>,
     /// Its seal; `None` where it has none, or a damaged one.
@@ -75,10 +82,13 @@ impl Scan {
             len: 0,
             end: 0,
             at: SEGMENT_HEADER_LEN as u64,
+            entry_at: 0,
             next_op: None,
             buf: Vec::new(),
             buf_at: 0,
             payload: 0..0,
+            unpacker: Unpacker::default(),
+            unpacked: Vec::new(),
             header: None,
             seal: None,
             problems: Vec::new(),
@@ -131,7 +141,25 @@ impl Scan {
     /// Payload of the entry that [`Scan::step`] returned last.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        self.buf.get(self.payload.clone()).unwrap_or_default()
+        if self.unpacked.is_empty() {
+            return self.buf.get(self.payload.clone()).unwrap_or_default();
+        }
+        self.unpacked.get(ENTRY_HEADER_LEN..).unwrap_or_default()
+    }
+
+    /// Offset of that payload, or of the whole entry where it is compressed and nothing of it has an offset.
+    #[must_use]
+    pub fn payload_at(&self) -> u64 {
+        if self.unpacked.is_empty() {
+            return self.buf_at + self.payload.start as u64;
+        }
+        self.entry_at
+    }
+
+    /// Whether the last entry is compressed.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        !self.unpacked.is_empty()
     }
 
     /// Bytes at `at`, fewer where the file ends.
@@ -193,6 +221,7 @@ impl Scan {
         self.len = len;
         self.buf.clear();
         self.payload = 0..0;
+        self.unpacked.clear();
         self.look_for_seal()?;
         Ok(true)
     }
@@ -242,12 +271,12 @@ impl Scan {
         loop {
             self.fill(want)?;
             let left = self.end.saturating_sub(self.at);
-            let needed = match decode_entry(self.window()) {
-                Ok(Decoded::Entry(e)) => {
+            let needed = match decode_stored(self.window()) {
+                Ok(Stored::Entry(e)) => {
                     let header = e.header;
-                    return Ok(self.accept(header));
+                    return Ok(self.accept(&header));
                 }
-                Ok(Decoded::Incomplete { needed }) => needed,
+                Ok(Stored::Incomplete { needed }) => needed,
                 Err(e) => return Ok(Step::Damaged(Damage::format(&self.path, self.at, &e))),
             };
             if needed > left || (needed <= want && (self.window().len() as u64) < needed) {
@@ -259,18 +288,35 @@ impl Scan {
         }
     }
 
-    fn accept(&mut self, header: EntryHeader) -> Step {
+    fn accept(&mut self, stored: &StoredHeader) -> Step {
+        let header = stored.header;
         if let Some(expected) = self.next_op.filter(|n| *n != header.first_op()) {
             let got = format!("op {}", header.first_op());
             return Step::Damaged(Damage::new(&self.path, self.at, format!("op {expected}"), got));
         }
         let start = usize::try_from(self.at.saturating_sub(self.buf_at)).unwrap_or(usize::MAX);
-        let frame = usize::try_from(header.frame_len()).unwrap_or(usize::MAX);
+        let frame = usize::try_from(stored.frame_len()).unwrap_or(usize::MAX);
+        self.unpacked.clear();
         self.payload = start.saturating_add(ENTRY_HEADER_LEN)..start.saturating_add(frame);
+        if stored.codec.is_some() {
+            self.payload = 0..0;
+            if let Err(e) = self.unpack() {
+                return Step::Damaged(Damage::format(&self.path, self.at, &e));
+            }
+        }
         let offset = self.at;
-        self.at += header.frame_len();
+        self.entry_at = offset;
+        self.at += stored.frame_len();
         self.next_op = header.meta.last_op.checked_add(1);
         Step::Entry { offset, header }
+    }
+
+    fn unpack(&mut self) -> Result<(), FormatError> {
+        let start = usize::try_from(self.at.saturating_sub(self.buf_at)).unwrap_or(usize::MAX);
+        match decode_stored(self.buf.get(start..).unwrap_or_default())? {
+            Stored::Entry(e) => self.unpacker.unpack(&e, &mut self.unpacked),
+            Stored::Incomplete { needed } => Err(FormatError::Short { what: "entry", needed, got: 0 }),
+        }
     }
 
     /// Goes to the entry at `offset`, from an index point or an earlier walk.
@@ -278,6 +324,7 @@ impl Scan {
         self.at = point.offset;
         self.next_op = Some(point.first_op);
         self.payload = 0..0;
+        self.unpacked.clear();
     }
 
     /// Goes to the last index point at or below `op`.
@@ -307,8 +354,8 @@ impl Scan {
                 continue;
             };
             self.at += found as u64;
-            self.fill(ENTRY_HEADER_LEN as u64)?;
-            if EntryHeader::decode(self.window()).is_ok_and(|h| self.may_stand_here(&h, next_op)) {
+            self.fill(PACKED_HEADER_LEN as u64)?;
+            if StoredHeader::decode(self.window()).is_ok_and(|h| self.may_stand_here(&h, next_op)) {
                 self.next_op = None;
                 let start = self.at;
                 if let Step::Entry { header, .. } = self.step()? {
@@ -323,10 +370,10 @@ impl Scan {
         Ok(false)
     }
 
-    /// Op ids count payload bytes, so the offset bounds them.
-    fn may_stand_here(&self, header: &EntryHeader, next_op: Option<OpId>) -> bool {
+    /// Op ids count bytes of the stream, so the offset bounds them.
+    fn may_stand_here(&self, header: &StoredHeader, next_op: Option<OpId>) -> bool {
         let first = header.first_op();
-        let highest = self.header.map(|h| h.first_op.saturating_add(self.at));
+        let highest = self.header.map(|h| h.first_op.saturating_add(self.at.saturating_mul(MOST_PER_BYTE)));
         next_op.is_none_or(|n| first >= n) && highest.is_none_or(|h| first <= h)
     }
 

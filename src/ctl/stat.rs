@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use oplog_format::SEGMENT_HEADER_LEN;
+
 use super::dir::LogDir;
 use super::scan::{Scan, Step};
 use super::{text, time, CtlError};
@@ -17,6 +19,7 @@ pub fn run(dir: &Path, out: &mut impl Write) -> Result<(), CtlError> {
     let bytes = segments.iter().map(|s| s.len).sum();
     let mut lines = Vec::new();
     let (mut first, mut last) = (None, None);
+    let (mut stream, mut stored) = (0u64, 0u64);
     for (i, segment) in segments.iter().enumerate() {
         let mut scan = match Scan::open(&segment.path) {
             Ok(scan) => scan,
@@ -27,13 +30,19 @@ pub fn run(dir: &Path, out: &mut impl Write) -> Result<(), CtlError> {
             contents(&mut scan, i + 1 == segments.len()).map_err(|e| CtlError::io(&segment.path, e))?;
         first = first.or(scan.header.map(|h| h.first_op));
         last = seen.last_op.or(last);
+        // Op ids count the bytes of the stream, so no entry has to be decompressed for this.
+        let plain =
+            scan.header.zip(seen.last_op).map_or(0, |(h, last)| (last + 1).saturating_sub(h.first_op));
+        stream += plain;
+        stored += seen.stored;
         let name = segment.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let history = scan.header.map_or("(header damaged)".to_owned(), |h| h.history.to_string());
         let last_op = seen.last_op.map_or("-".to_owned(), |l| l.to_string());
         let when = seen.last_time.map_or("-".to_owned(), time::format);
         lines.push(format!(
-            "{name} {} last op {last_op} entries {} ops {} until {when} {} {history}",
+            "{name} {} of {} last op {last_op} entries {} ops {} until {when} {} {history}",
             text::size(segment.len),
+            text::size(plain),
             seen.entries,
             seen.ops,
             seen.state,
@@ -44,6 +53,9 @@ pub fn run(dir: &Path, out: &mut impl Write) -> Result<(), CtlError> {
     writeln!(out, "oldest op {}", shown(first))?;
     writeln!(out, "last op   {}", shown(last))?;
     writeln!(out, "segments  {} ({})", segments.len(), text::size(bytes))?;
+    let percent =
+        (stored * 100).checked_div(stream).map_or(String::new(), |p| format!(", {p} % of the stream"));
+    writeln!(out, "stream    {} in entries of {}{percent}", text::size(stream), text::size(stored))?;
     for line in lines {
         writeln!(out, "  {line}")?;
     }
@@ -82,6 +94,8 @@ struct Contents {
     last_time: Option<u64>,
     entries: u64,
     ops: u64,
+    /// Bytes of entries in the file.
+    stored: u64,
     state: &'static str,
 }
 
@@ -94,6 +108,7 @@ fn contents(scan: &mut Scan, last: bool) -> io::Result<Contents> {
             last_time: Some(f.last_time_ms),
             entries: f.entries,
             ops: f.ops,
+            stored: f.index_offset.saturating_sub(SEGMENT_HEADER_LEN as u64),
             state: if scan.problems.is_empty() { "sealed" } else { "damaged" },
         });
     }
@@ -105,6 +120,7 @@ fn contents(scan: &mut Scan, last: bool) -> io::Result<Contents> {
                 seen.last_time = Some(header.meta.time_ms);
                 seen.entries += 1;
                 seen.ops += u64::from(header.meta.op_count);
+                seen.stored = scan.position().saturating_sub(SEGMENT_HEADER_LEN as u64);
             }
             Step::End => break,
             Step::Damaged(_) if last && scan.only_zeros_follow()? => break,

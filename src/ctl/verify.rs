@@ -18,6 +18,8 @@ pub struct Report {
     pub segments: u64,
     /// Good entries.
     pub entries: u64,
+    /// Those of them that are compressed.
+    pub compressed: u64,
     /// Ops in them.
     pub ops: u64,
     /// Bytes that were read.
@@ -163,14 +165,20 @@ impl Walk<'_> {
         self.compare(IndexPoint { first_op: first, offset });
         let report = &mut *self.report;
         report.entries += 1;
-        report.bytes += header.frame_len();
+        report.bytes += self.scan.position() - offset;
+        report.compressed += u64::from(self.scan.is_packed());
         report.range = Some((report.range.map_or(first, |r| r.0), last));
         let mut ops = 0u64;
-        let payload_at = offset + header.frame_len() - u64::from(header.payload_len);
-        let walked = ops::for_each(self.scan.path(), payload_at, &header.meta, self.scan.payload(), |_| {
-            ops += 1;
-            Ok(())
-        });
+        let walked = ops::for_each(
+            self.scan.path(),
+            self.scan.payload_at(),
+            &header.meta,
+            self.scan.payload(),
+            |_| {
+                ops += 1;
+                Ok(())
+            },
+        );
         report.ops += ops;
         match walked {
             Ok(()) if ops == u64::from(header.meta.op_count) => {}
@@ -238,7 +246,7 @@ pub fn run(dir: &Path, out: &mut impl Write, progress: &mut Progress) -> Result<
     let range = report.range.map_or("no ops".to_owned(), |(a, b)| format!("ops {a} to {b}"));
     writeln!(
         out,
-        "{}: {range}, {} segments, {} entries, {} ops, {}",
+        "{}: {range}, {} segments, {} entries{}, {} ops, {}",
         if report.damage.is_empty() {
             "ok".to_owned()
         } else {
@@ -246,6 +254,10 @@ pub fn run(dir: &Path, out: &mut impl Write, progress: &mut Progress) -> Result<
         },
         report.segments,
         report.entries,
+        match report.compressed {
+            0 => String::new(),
+            n => format!(" ({n} compressed)"),
+        },
         report.ops,
         text::size(report.bytes),
     )?;

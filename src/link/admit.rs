@@ -30,6 +30,7 @@ pub(crate) struct Admitted {
     pub service_id: u8,
     pub session: u64,
     pub identity: NodeIdentity,
+    pub codecs: u32,
     pub peer: SocketAddr,
     pub log: Arc<Log>,
     pub relation: Relation,
@@ -61,6 +62,7 @@ pub(crate) fn handshake(shared: &Arc<Shared>, stream: Stream, peer: SocketAddr) 
             service_id: facts.identity.service_id,
             session: facts.session,
             identity: facts.identity,
+            codecs: facts.codecs,
             peer,
             log: facts.log,
             relation: facts.relation,
@@ -109,6 +111,7 @@ pub(crate) fn linger(stream: &Stream, reader: &mut FrameReader, stop: &AtomicBoo
 struct Facts {
     gone: Arc<AtomicBool>,
     identity: NodeIdentity,
+    codecs: u32,
     session: u64,
     log: Arc<Log>,
     relation: Relation,
@@ -166,7 +169,7 @@ fn run(
         return Err(e);
     }
     writer.set_timeout(shared.config.timeout)?;
-    Ok(Facts { gone, identity: theirs.identity, session, log, relation })
+    Ok(Facts { gone, identity: theirs.identity, codecs: hello.codecs, session, log, relation })
 }
 
 fn ready(shared: &Shared) -> Result<Arc<Log>, LinkError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use oplog_format::{History, Lineage, OpId};
+use oplog_format::{Codec, History, Lineage, OpId};
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
@@ -161,6 +161,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Longest tail of own ops that is set aside without a word from the operator.
     pub fork_tolerance: Duration,
+    /// What this target says that it can decompress, as bits of [`Codec::bit`].
+    pub codecs: u32,
     /// Wait before the second attempt; doubled with each further one.
     pub backoff_min: Duration,
     /// Longest wait between attempts, and the wait after a refusal.
@@ -177,6 +179,7 @@ impl ClientConfig {
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             fork_tolerance: Duration::from_secs(10),
+            codecs: Codec::READABLE,
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
         }

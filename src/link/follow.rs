@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use oplog_format::{codec, FormatError, Lineage, OpId};
+use oplog_format::{codec, FormatError, Lineage, OpId, Unpacker};
 use parking_lot::Mutex;
 
 use super::auth::{random, Side};
@@ -23,6 +23,8 @@ use super::stream::Stream;
 use super::thread::{self, panic_text};
 
 const TICK: Duration = Duration::from_millis(250);
+/// A buffer above this is given back.
+const KEEP_PLAIN: usize = 4 << 20;
 /// While a position is behind another, acks look this often.
 const CATCHING_UP: Duration = Duration::from_millis(20);
 
@@ -66,11 +68,9 @@ pub(crate) fn session(
     };
     inner.source_is(&source, Some(answer.written));
     let acks = Acks::start(inner, stream, writer)?;
-    let outcome = Session { inner, reader, acks: &acks, source, heard_note: String::new() }.go_on(
-        &hello,
-        &answer,
-        cannot_rebuild,
-    );
+    let outcome =
+        Session { inner, reader, acks: &acks, source, heard_note: String::new(), check: Check::default() }
+            .go_on(&hello, &answer, cannot_rebuild);
     acks.stop(stream);
     let rebuild = match outcome {
         Err(LinkError::Rebuild(to)) => to,
@@ -128,6 +128,7 @@ fn handshake(
         durable: inner.host.durable().min(hello.last_op),
         fresh: hello.fresh,
         consent: hello.consent,
+        codecs: inner.config.codecs,
     };
     send(writer, &message)?;
     expect(inner, reader, deadline)?;
@@ -257,6 +258,7 @@ struct Session<'a> {
     acks: &'a Acks,
     source: NodeIdentity,
     heard_note: String,
+    check: Check,
 }
 
 impl Session<'_> {
@@ -350,7 +352,7 @@ impl Session<'_> {
         loop {
             match self.next()? {
                 FrameKind::Entries => {
-                    let (first, last) = check_entries(self.reader.body(), expected)?;
+                    let (first, last) = self.check.entries(self.reader.body(), expected)?;
                     self.inner.host.append(self.reader.body(), first, last).map_err(LinkError::Host)?;
                     expected = last.saturating_add(1);
                     self.inner.received(last);
@@ -509,24 +511,40 @@ impl Session<'_> {
     }
 }
 
-/// Whether `frames` are whole entries that begin at `expected` and follow one another. Returns the first and
-/// the last op id.
-fn check_entries(frames: &[u8], expected: OpId) -> Result<(OpId, OpId), LinkError> {
-    let mut next = expected;
-    let mut broken = None;
-    logs::each_entry(frames, |entry| {
-        let first = entry.header.first_op();
-        if first != next && broken.is_none() {
-            broken = Some(LinkError::NotContiguous { expected: next, got: first });
+/// Looks at entries before they are appended.
+#[derive(Default)]
+struct Check {
+    unpacker: Unpacker,
+    plain: Vec<u8>,
+}
+
+impl Check {
+    /// Whether `frames` are whole entries that begin at `expected` and follow one another; compressed ones are
+    /// decompressed for it, so that what is appended can be applied. Returns the first and the last op id.
+    fn entries(&mut self, frames: &[u8], expected: OpId) -> Result<(OpId, OpId), LinkError> {
+        let mut next = expected;
+        let mut broken = None;
+        logs::each_stored(frames, |entry| {
+            let first = entry.header.first_op();
+            if first != next && broken.is_none() {
+                broken = Some(LinkError::NotContiguous { expected: next, got: first });
+            }
+            next = entry.header.last_op().saturating_add(1);
+            if entry.header.codec.is_some() {
+                self.plain.clear();
+                self.unpacker.unpack(&entry, &mut self.plain)?;
+            }
+            Ok(())
+        })?;
+        if self.plain.capacity() > KEEP_PLAIN {
+            self.plain = Vec::new();
         }
-        next = entry.header.meta.last_op.saturating_add(1);
-        Ok(())
-    })?;
-    match broken {
-        Some(e) => Err(e),
-        None if next == expected => {
-            Err(LinkError::Transfer { what: "entries in a frame", expected: 1, got: 0 })
+        match broken {
+            Some(e) => Err(e),
+            None if next == expected => {
+                Err(LinkError::Transfer { what: "entries in a frame", expected: 1, got: 0 })
+            }
+            None => Ok((expected, next.saturating_sub(1))),
         }
-        None => Ok((expected, next.saturating_sub(1))),
     }
 }

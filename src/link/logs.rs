@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use oplog_format::packed::plain_entry;
 use oplog_format::{
-    decode_entry, encode_entry, parse_op, split_after, Decoded, EntryHeader, EntryMeta, EntryRef,
-    FormatError, OpId, OpScan, OpWalk,
+    decode_entry, decode_stored, encode_entry, parse_op, split_after, Decoded, EntryHeader, EntryMeta,
+    EntryRef, FormatError, OpId, OpScan, OpWalk, Stored, StoredHeader, StoredRef,
 };
 
 use super::guard::Tail;
@@ -14,22 +15,22 @@ use crate::store::{Log, LogReader, ReadError};
 /// Bytes read at once where a stretch is looked through.
 const STEP: usize = 256 * 1024;
 
-/// Calls `each` for each entry in `frames`, which must be whole ones.
+/// Calls `each` for each entry in `frames`, plain or compressed, which must be whole ones.
 ///
 /// # Errors
 /// [`FormatError`] where they are not, or what `each` returns.
-pub(crate) fn each_entry<'a>(
+pub(crate) fn each_stored<'a>(
     frames: &'a [u8],
-    mut each: impl FnMut(EntryRef<'a>) -> Result<(), FormatError>,
+    mut each: impl FnMut(StoredRef<'a>) -> Result<(), FormatError>,
 ) -> Result<(), FormatError> {
     let mut rest = frames;
     while !rest.is_empty() {
-        match decode_entry(rest)? {
-            Decoded::Entry(entry) => {
+        match decode_stored(rest)? {
+            Stored::Entry(entry) => {
                 rest = rest.get(entry.frame.len()..).unwrap_or_default();
                 each(entry)?;
             }
-            Decoded::Incomplete { needed } => {
+            Stored::Incomplete { needed } => {
                 return Err(FormatError::Short { what: "entry", needed, got: rest.len() as u64 });
             }
         }
@@ -37,9 +38,22 @@ pub(crate) fn each_entry<'a>(
     Ok(())
 }
 
+/// As [`each_stored`], for plain entries.
+///
+/// # Errors
+/// As there.
+pub(crate) fn each_entry<'a>(
+    frames: &'a [u8],
+    mut each: impl FnMut(EntryRef<'a>) -> Result<(), FormatError>,
+) -> Result<(), FormatError> {
+    each_stored(frames, |stored| {
+        each(stored.plain().ok_or(FormatError::Compressed { reason: "has no place here" })?)
+    })
+}
+
 /// Length of the frame at the start of `frames`, which came checked from the log.
-fn frame_len(frames: &[u8]) -> Result<(EntryHeader, usize), FormatError> {
-    let header = EntryHeader::decode(frames)?;
+fn frame_len(frames: &[u8]) -> Result<(StoredHeader, usize), FormatError> {
+    let header = StoredHeader::decode(frames)?;
     let len = usize::try_from(header.frame_len()).unwrap_or(usize::MAX);
     if len > frames.len() {
         return Err(FormatError::Short {
@@ -57,7 +71,7 @@ pub(crate) fn last_op(frames: &[u8]) -> Result<OpId, FormatError> {
     let mut last = 0;
     while !rest.is_empty() {
         let (header, len) = frame_len(rest)?;
-        last = header.meta.last_op;
+        last = header.last_op();
         rest = rest.get(len..).unwrap_or_default();
     }
     Ok(last)
@@ -73,11 +87,12 @@ pub(crate) fn split_at(frames: &[u8], op: OpId) -> Result<(Cow<'_, [u8]>, Cow<'_
         if header.first_op() >= op {
             break;
         }
-        if header.meta.last_op >= op {
-            let Some(tail) = entry_from(rest, op) else {
+        if header.last_op() >= op {
+            let entry = plain_entry(rest)?;
+            let Some(tail) = entry_from(&entry, op) else {
                 return Err(FormatError::Value { field: "history within an op", got: op });
             };
-            let before = up_to(rest, op, EntryHeader::decode(&tail)?.meta.op_count)?;
+            let before = up_to(&entry, op, EntryHeader::decode(&tail)?.meta.op_count)?;
             let behind = [tail.as_slice(), rest.get(len..).unwrap_or_default()].concat();
             return Ok((
                 Cow::Owned([frames.get(..at).unwrap_or_default(), &before].concat()),

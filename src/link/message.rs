@@ -55,6 +55,8 @@ pub struct Hello {
     pub fresh: bool,
     /// What its operator has said.
     pub consent: Consent,
+    /// What it can decompress, as bits of [`oplog_format::Codec::bit`].
+    pub codecs: u32,
 }
 
 /// How a target stands to a source.
@@ -326,7 +328,8 @@ mod tests {
             first_op: n,
         };
         let lineage = Lineage::from_items((0..Lineage::MAX_ITEMS as u64).map(item).collect()).unwrap();
-        let hello = Hello { lineage, last_op: 1, durable: 1, fresh: false, consent: Consent::None };
+        let hello =
+            Hello { lineage, last_op: 1, durable: 1, fresh: false, consent: Consent::None, codecs: 1 };
         let body = codec::encode(&hello).unwrap();
         assert!(body.len() < MAX_CONTROL as usize, "{}", body.len());
         assert_eq!(codec::decode::<Hello>(&body).unwrap(), hello);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use oplog_format::{EntryHeader, OpId};
+use oplog_format::{Codec, OpId, StoredHeader};
 use parking_lot::Mutex;
 
 use super::admit::Admitted;
@@ -55,13 +55,15 @@ struct Session {
     service_id: u8,
     session: u64,
     identity: NodeIdentity,
+    /// What the target can decompress.
+    codecs: u32,
     peer: SocketAddr,
     log: Arc<Log>,
 }
 
 /// Starts the threads of a session.
 pub(crate) fn start(shared: &Arc<Shared>, admitted: Admitted) {
-    let Admitted { stream, reader, writer, gone, service_id, session, identity, peer, log, relation } =
+    let Admitted { stream, reader, writer, gone, service_id, session, identity, codecs, peer, log, relation } =
         admitted;
     log::info!("target {service_id} at {peer} ({identity}) connected");
     let session = Arc::new(Session {
@@ -75,6 +77,7 @@ pub(crate) fn start(shared: &Arc<Shared>, admitted: Admitted) {
         service_id,
         session,
         identity,
+        codecs,
         peer,
         log,
     });
@@ -331,7 +334,12 @@ impl Session {
             if buf.capacity() > 16 * BATCH {
                 buf.shrink_to(BATCH);
             }
-            match reader.next(BATCH, &mut buf).map_err(read_error)? {
+            let read = match self.codecs & Codec::READABLE {
+                // It reads all that can be in this log.
+                Codec::READABLE => reader.next_stored(BATCH, &mut buf),
+                _ => reader.next(BATCH, &mut buf),
+            };
+            match read.map_err(read_error)? {
                 Some((_, last)) => sent = self.send_entries(&buf, sent, last)?,
                 // A reader that stands elsewhere would wait for what has passed.
                 None if reader.position() != sent.saturating_add(1) => {
@@ -390,7 +398,7 @@ impl Session {
     }
 
     fn send_run(&self, frames: &[u8], sent: OpId) -> Result<OpId, LinkError> {
-        let first = EntryHeader::decode(frames)?;
+        let first = StoredHeader::decode(frames)?;
         if first.first_op() != sent + 1 {
             let reason = format!("the source's log has a gap: op {} follows op {sent}", first.first_op());
             return Err(LinkError::refused(RefusalCode::Restart, reason));
@@ -398,7 +406,7 @@ impl Session {
         let last = logs::last_op(frames)?;
         self.wait_for(&self.shared.pace, frames.len())?;
         // Before the bytes leave, so that an ack finds it.
-        self.shared.registry.lock().sent(self.service_id, self.session, last, first.meta.time_ms);
+        self.shared.registry.lock().sent(self.service_id, self.session, last, first.header.meta.time_ms);
         self.send_frame(|w| w.write(FrameKind::Entries, &[frames]))?;
         Ok(last)
     }

@@ -128,8 +128,12 @@ impl Node {
             Fsync::EverySec => FsyncPolicy::EverySec,
             Fsync::No => FsyncPolicy::No,
         };
-        let options =
-            LogOptions { segment_size: config.segment_size, fsync: policy, service_id: config.service_id };
+        let options = LogOptions {
+            segment_size: config.segment_size,
+            fsync: policy,
+            service_id: config.service_id,
+            compression: config.compression,
+        };
         let (log, report) = Log::open(&dir, options, Arc::clone(&fs)).map_err(|e| e.to_string())?;
         if let Some(torn) = &report.torn {
             log::warn!(

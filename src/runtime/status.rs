@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use oplog_format::Codec;
+
 use super::node::Node;
 use super::shared::Mode;
 use super::writer::QUEUE_BYTES;
@@ -63,6 +65,9 @@ impl Node {
             snapshot_op_id: self.snapshot_op.load(Ordering::Acquire),
             segments: stats.segments,
             oplog_bytes: stats.bytes,
+            compression: self.log.compression().map_or("no", Codec::name).to_owned(),
+            stream_bytes: stats.appended_stream,
+            stream_disk_percent: percent(stats.appended_disk, stats.appended_stream),
             full_syncs: state.full_syncs,
             rebuilds: state.rebuilds,
             gaps: stats.gaps,
@@ -185,4 +190,10 @@ impl Node {
         };
         self.log.orphans().unwrap_or_default().into_iter().map(view).collect()
     }
+}
+
+/// A part of a whole, rounded.
+fn percent(part: u64, whole: u64) -> u64 {
+    let percent = (u128::from(part) * 200 + u128::from(whole)).checked_div(u128::from(whole) * 2);
+    percent.and_then(|p| u64::try_from(p).ok()).unwrap_or(0)
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use oplog_format::{decode_entry, Decoded, FormatError, OpId};
+use oplog_format::{decode_stored, FormatError, OpId, Stored};
 
 use super::change::history_at;
 use super::durable;
@@ -133,8 +133,8 @@ impl Log {
     fn shorten(&self, path: &Path, op: OpId) -> Result<Segment, StoreError> {
         let bytes =
             durable::read_file(self.fs.as_ref(), &self.dir.join(CUT_HEAD), u64::MAX)?.unwrap_or_default();
-        let head = match decode_entry(&bytes) {
-            Ok(Decoded::Entry(e)) if e.header.meta.last_op == op => Some(e),
+        let head = match decode_stored(&bytes) {
+            Ok(Stored::Entry(e)) if e.header.last_op() == op => Some(e),
             _ => None,
         };
         let until = head.map_or(op, |e| e.header.first_op() - 1);

@@ -3,7 +3,8 @@
 //! Order of durability: a segment is sealed and synced before the next is made; a new segment's header and name
 //! are synced before an entry goes into it. What changes the log as a whole is in `change.rs` and `orphans.rs`.
 //!
-//! Locks, in the order in which they may be taken: manifest, writer, rewinds. The first two are held over I/O.
+//! Locks, in the order in which they may be taken: press, manifest, writer, rewinds. The first is held while entries
+//! are compressed, all but the last over I/O.
 //! Positions, lineage and the list of segments are read without a lock.
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use oplog_format::{EntryHeader, FormatError, History, Lineage, OpId, SegmentHeader};
+use oplog_format::{Codec, FormatError, History, Lineage, OpId, SegmentHeader, StoredHeader};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +22,9 @@ use super::error::{ReadError, StoreError};
 use super::fs::Fs;
 use super::lock::DirLock;
 use super::orphans::OrphanInfo;
+use super::press::Press;
 use super::reader::LogReader;
-use super::segment::Segment;
+use super::segment::{Placed, Segment};
 
 /// When an append counts as durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct LogOptions {
     pub fsync: FsyncPolicy,
     /// Written into segment headers, 0..15.
     pub service_id: u8,
+    /// What entries are compressed by where that is worth it. Whatever it is, all that can be in a log is read.
+    pub compression: Option<Codec>,
 }
 
 /// What the log knows besides its segments. Format version 1.
@@ -106,6 +110,10 @@ pub struct LogStats {
     pub free_bytes: u64,
     /// Interruptions so far.
     pub gaps: u64,
+    /// Bytes of the stream that were appended since the log was opened.
+    pub appended_stream: u64,
+    /// Bytes that they took on disk.
+    pub appended_disk: u64,
 }
 
 /// What a cleaning removed.
@@ -129,7 +137,7 @@ pub(super) struct Writer {
     /// Where entries go; sealed only where making the next one has failed.
     pub(super) current: Option<Arc<Segment>>,
     /// Headers of the frames being appended, with their offsets; kept for its memory.
-    headers: Vec<(EntryHeader, usize)>,
+    headers: Vec<Placed>,
 }
 
 /// Backward moves of [`Log::written`], for readers and a sync that began before one.
@@ -144,6 +152,7 @@ pub struct Log {
     pub(super) fs: Arc<dyn Fs>,
     pub(super) dir: PathBuf,
     pub(super) opts: LogOptions,
+    press: Mutex<Press>,
     pub(super) shelf: Mutex<Shelf>,
     pub(super) writer: Mutex<Writer>,
     /// Live segments, oldest first.
@@ -155,6 +164,8 @@ pub struct Log {
     pub(super) gaps: AtomicU64,
     rewinds: Mutex<Rewinds>,
     rewind_count: AtomicU64,
+    appended_stream: AtomicU64,
+    appended_disk: AtomicU64,
     /// A cut has begun and not ended: the last segment may be shorter than it is said to be.
     pub(super) cutting: AtomicBool,
     changed: Mutex<()>,
@@ -179,6 +190,7 @@ impl Log {
         Arc::new(Self {
             fs,
             dir: dir.to_owned(),
+            press: Mutex::new(Press::new(opts.compression)),
             opts,
             lineage: ArcSwap::from_pointee(manifest.lineage.clone()),
             gaps: AtomicU64::new(manifest.gaps),
@@ -190,6 +202,8 @@ impl Log {
             oldest: AtomicU64::new(oldest),
             rewinds: Mutex::default(),
             rewind_count: AtomicU64::new(0),
+            appended_stream: AtomicU64::new(0),
+            appended_disk: AtomicU64::new(0),
             cutting: AtomicBool::new(false),
             changed: Mutex::new(()),
             signal: Condvar::new(),
@@ -303,13 +317,16 @@ impl Log {
         }
     }
 
-    /// Appends one or more whole entries that continue the log; returns the last op. The checksums are not
-    /// computed again.
+    /// Appends one or more whole entries that continue the log, plain or compressed; returns the last op. Plain ones
+    /// are compressed where the options say so. The checksums are not computed again.
     ///
     /// # Errors
     /// [`StoreError::NotNext`] and damage of `frames` change nothing. A failed write or sync poisons the log;
     /// whole entries up to [`Self::written`] may then have been appended.
     pub fn append(&self, frames: &[u8]) -> Result<OpId, StoreError> {
+        self.check()?;
+        let mut press = self.press.lock();
+        let frames = press.press(frames);
         let mut writer = self.writer.lock();
         self.check()?;
         let mut headers = std::mem::take(&mut writer.headers);
@@ -320,7 +337,7 @@ impl Log {
             Err(e) => Err(e),
         };
         writer.headers = headers;
-        drop(writer);
+        drop((writer, press));
         result?;
         if self.opts.fsync == FsyncPolicy::Always {
             self.sync()?;
@@ -329,7 +346,7 @@ impl Log {
         Ok(self.written())
     }
 
-    fn headers(&self, frames: &[u8], headers: &mut Vec<(EntryHeader, usize)>) -> Result<(), StoreError> {
+    fn headers(&self, frames: &[u8], headers: &mut Vec<Placed>) -> Result<(), StoreError> {
         let damaged = |offset: usize, error| StoreError::Damaged {
             path: PathBuf::from("(entries to append)"),
             offset: offset as u64,
@@ -337,7 +354,7 @@ impl Log {
         };
         let (mut at, mut next) = (0usize, self.written() + 1);
         while let Some(rest) = frames.get(at..).filter(|r| !r.is_empty()) {
-            let header = EntryHeader::decode(rest).map_err(|e| damaged(at, e))?;
+            let header = StoredHeader::decode(rest).map_err(|e| damaged(at, e))?;
             let got = header.first_op();
             if got != next {
                 return Err(StoreError::NotNext { expected: next, got });
@@ -348,19 +365,14 @@ impl Log {
                 return Err(damaged(at, FormatError::Short { what: "entry", needed, got }));
             };
             headers.push((header, at));
-            next = header.meta.last_op + 1;
+            next = header.last_op() + 1;
             at += len;
         }
         Ok(())
     }
 
     /// Writes the entries in as few runs as the segment size allows.
-    fn append_runs(
-        &self,
-        writer: &mut Writer,
-        frames: &[u8],
-        headers: &[(EntryHeader, usize)],
-    ) -> Result<(), StoreError> {
+    fn append_runs(&self, writer: &mut Writer, frames: &[u8], headers: &[Placed]) -> Result<(), StoreError> {
         let mut i = 0;
         while i < headers.len() {
             let current = writer.current.clone().ok_or(StoreError::NoHistory)?;
@@ -383,7 +395,9 @@ impl Log {
             }
             let run = frames.get(start..end).unwrap_or_default();
             current.append(run, headers.get(i..j).unwrap_or_default(), self.opts.segment_size)?;
-            self.written.store(current.last_op(), Ordering::Release);
+            let before = self.written.swap(current.last_op(), Ordering::AcqRel);
+            self.appended_stream.fetch_add(current.last_op() - before, Ordering::Relaxed);
+            self.appended_disk.fetch_add(run.len() as u64, Ordering::Relaxed);
             i = j;
         }
         Ok(())
@@ -474,6 +488,11 @@ impl Log {
         self.fs.free_bytes(&self.dir).ok()
     }
 
+    /// What entries are compressed by.
+    pub fn compression(&self) -> Option<Codec> {
+        self.opts.compression
+    }
+
     /// Size at which a segment is cut.
     pub fn segment_size(&self) -> u64 {
         self.opts.segment_size
@@ -496,6 +515,8 @@ impl Log {
             bytes: self.stats_bytes(),
             free_bytes: self.fs.free_bytes(&self.dir).unwrap_or(0),
             gaps: self.gaps.load(Ordering::Relaxed),
+            appended_stream: self.appended_stream.load(Ordering::Relaxed),
+            appended_disk: self.appended_disk.load(Ordering::Relaxed),
         }
     }
 

@@ -11,6 +11,7 @@ mod lock;
 mod log;
 mod open;
 pub mod orphans;
+mod press;
 mod reader;
 pub mod segment;
 mod walk;
@@ -25,6 +26,7 @@ pub use log::{
 pub use open::TORN;
 pub use orphans::OrphanInfo;
 pub use reader::LogReader;
+pub use walk::MOST_PER_BYTE;
 
 #[cfg(test)]
 mod tests {
@@ -35,7 +37,7 @@ mod tests {
     use std::time::Duration;
 
     fn opts() -> LogOptions {
-        LogOptions { segment_size: 64 * 1024, fsync: FsyncPolicy::EverySec, service_id: 1 }
+        LogOptions { segment_size: 64 * 1024, fsync: FsyncPolicy::EverySec, service_id: 1, compression: None }
     }
 
     fn history(c: u8) -> History {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use oplog_format::{
     decode_entry, encode_entry, parse_op, split_after, Decoded, EntryHeader, EntryMeta, FormatError, OpId,
-    OpScan, SegmentHeader,
+    OpScan, SegmentHeader, StoredHeader,
 };
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use super::durable;
 use super::error::{ReadError, StoreError};
 use super::fs::Fs;
 use super::log::{now_ms, Log};
-use super::segment::{file_name, Segment};
+use super::segment::{file_name, Placed, Segment};
 
 /// Directory of the orphans.
 pub const ORPHANS: &str = "orphans";
@@ -227,7 +227,7 @@ impl Log {
         let mut add = |frames: &[u8]| {
             let headers = headers_of(frames);
             for (header, _) in &headers {
-                count(info, header);
+                count(info, &header.header);
             }
             to.append(frames, &headers, u64::MAX)
         };
@@ -240,7 +240,7 @@ impl Log {
             let mut frames = Vec::new();
             while reader.position() <= from.last_op() {
                 frames.clear();
-                reader.next(STEP, &mut frames).map_err(unread)?;
+                reader.next_stored(STEP, &mut frames).map_err(unread)?;
                 add(&frames)?;
             }
         }
@@ -249,10 +249,10 @@ impl Log {
 }
 
 /// Headers of whole frames that came checked from the log, with their offsets.
-fn headers_of(frames: &[u8]) -> Vec<(EntryHeader, usize)> {
+fn headers_of(frames: &[u8]) -> Vec<Placed> {
     let mut headers = Vec::new();
     let mut at = 0;
-    while let Some(Ok(header)) = frames.get(at..).filter(|r| !r.is_empty()).map(EntryHeader::decode) {
+    while let Some(Ok(header)) = frames.get(at..).filter(|r| !r.is_empty()).map(StoredHeader::decode) {
         headers.push((header, at));
         at = at.saturating_add(usize::try_from(header.frame_len()).unwrap_or(usize::MAX));
     }

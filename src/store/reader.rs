@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use oplog_format::{decode_entry, Decoded, FormatError, OpId, SEGMENT_HEADER_LEN};
+use oplog_format::{decode_stored, FormatError, OpId, Stored, Unpacker, SEGMENT_HEADER_LEN};
 
 use super::error::{ReadError, StoreError};
 use super::fs::FsFile;
@@ -14,6 +14,10 @@ use super::walk::walk;
 
 /// Bytes read at least, where there are as many.
 const LEAST: usize = 16 * 1024;
+/// Of compressed entries this part of what is asked for is read, as more comes out.
+const PACKED_PART: usize = 4;
+/// A buffer above this is given back.
+const KEEP: usize = 4 << 20;
 
 /// A position in the log that moves forward. Holds its segment's file open, so that a cleaner that removes the
 /// name takes nothing from it.
@@ -23,6 +27,17 @@ pub struct LogReader {
     next_op: OpId,
     /// Backward moves of the log that this reader has seen.
     rewinds: u64,
+    unpack: Unpack,
+}
+
+/// What a reader that is asked for plain entries needs for compressed ones.
+#[derive(Default)]
+struct Unpack {
+    unpacker: Unpacker,
+    /// Compressed entries as they were read.
+    stored: Vec<u8>,
+    /// Such a one came last.
+    seen: bool,
 }
 
 /// Where the entry that begins with the reader's next op stands.
@@ -35,7 +50,7 @@ struct Place {
 impl LogReader {
     pub(super) fn open(log: Arc<Log>, from: OpId) -> Result<Self, ReadError> {
         let rewinds = log.rewind_count();
-        let mut reader = Self { log, place: None, next_op: from, rewinds };
+        let mut reader = Self { log, place: None, next_op: from, rewinds, unpack: Unpack::default() };
         loop {
             let found = reader.start();
             if reader.log.rewind_count() == reader.rewinds {
@@ -92,10 +107,10 @@ impl LogReader {
         let (from, first) = segment.point_before(op)?;
         let mut hit = None;
         let seen = walk(file.as_ref(), &segment.path, from..segment.end(), first, |header, offset| {
-            if header.meta.last_op < op {
+            if header.last_op() < op {
                 return true;
             }
-            hit = Some((header.first_op(), header.meta.last_op, offset));
+            hit = Some((header.first_op(), header.last_op(), offset));
             false
         })?;
         match (hit, seen.error) {
@@ -108,7 +123,7 @@ impl LogReader {
         }
     }
 
-    /// Appends whole entries to `out`, up to about `max_bytes` and at least one, with checked checksums; returns
+    /// Appends whole plain entries to `out`, up to about `max_bytes` and at least one, with checked checksums; returns
     /// the first and last op id, or `None` at the end of the log.
     ///
     /// # Errors
@@ -116,11 +131,32 @@ impl LogReader {
     /// [`ReadError::Ahead`] where what was read last has been cut off, or damage. `out` and the position are then
     /// unchanged.
     pub fn next(&mut self, max_bytes: usize, out: &mut Vec<u8>) -> Result<Option<(OpId, OpId)>, ReadError> {
+        self.next_as(true, max_bytes, out)
+    }
+
+    /// As [`Self::next`], but compressed entries come as they are stored, with the checksum of that looked at.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_stored(
+        &mut self,
+        max_bytes: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<(OpId, OpId)>, ReadError> {
+        self.next_as(false, max_bytes, out)
+    }
+
+    fn next_as(
+        &mut self,
+        plain: bool,
+        max_bytes: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<(OpId, OpId)>, ReadError> {
         let start = out.len();
         loop {
             self.follow_rewinds()?;
             let from = self.next_op;
-            let read = self.read(max_bytes, start, out);
+            let read = self.read(plain, max_bytes, start, out);
             if self.log.rewind_count() == self.rewinds {
                 return read.map_err(|e| {
                     out.truncate(start);
@@ -162,6 +198,7 @@ impl LogReader {
 
     fn read(
         &mut self,
+        plain: bool,
         max_bytes: usize,
         start: usize,
         out: &mut Vec<u8>,
@@ -179,7 +216,8 @@ impl LogReader {
             None => self.seek()?,
         };
         let first = self.next_op;
-        let filled = place.fill(max_bytes, start, out, first..written + 1);
+        let unpack = plain.then_some(&mut self.unpack);
+        let filled = place.fill(unpack, max_bytes, start, out, first..written + 1);
         self.place = Some(place);
         let next = filled?;
         self.next_op = next;
@@ -189,9 +227,10 @@ impl LogReader {
 
 impl Place {
     /// Reads entries within `ops`, the first of which begins where it does; returns the op id that follows. Damage
-    /// behind whole entries is left for the next call.
+    /// behind whole entries is left for the next call. With `unpack` what is compressed comes out plain.
     fn fill(
         &mut self,
+        mut unpack: Option<&mut Unpack>,
         max_bytes: usize,
         start: usize,
         out: &mut Vec<u8>,
@@ -199,7 +238,8 @@ impl Place {
     ) -> Result<OpId, StoreError> {
         let mut next = ops.start;
         let end = self.segment.end();
-        let mut want = max_bytes.max(LEAST);
+        let packed = unpack.as_deref_mut().is_some_and(|u| std::mem::take(&mut u.seen));
+        let mut want = (max_bytes / if packed { PACKED_PART } else { 1 }).max(LEAST);
         loop {
             let room = usize::try_from(end.saturating_sub(self.offset)).unwrap_or(usize::MAX).min(want);
             out.resize(start + room, 0);
@@ -209,22 +249,37 @@ impl Place {
                 .map_err(|e| StoreError::io("reading", &self.segment.path, e))?;
             let (mut used, mut longer) = (0, false);
             let error = loop {
-                match decode_entry(out.get(start + used..start + n).unwrap_or_default()) {
+                match decode_stored(out.get(start + used..start + n).unwrap_or_default()) {
                     // More than the log counts as written: a cut that could not be finished.
-                    Ok(Decoded::Entry(e)) if e.header.meta.last_op >= ops.end => {
+                    Ok(Stored::Entry(e)) if e.header.last_op() >= ops.end => {
                         out.truncate(start + used);
                         self.offset += used as u64;
                         return Ok(next);
                     }
-                    Ok(Decoded::Entry(e)) if e.header.first_op() == next => {
-                        next = e.header.meta.last_op + 1;
-                        used += e.frame.len();
-                    }
-                    Ok(Decoded::Entry(e)) => {
+                    Ok(Stored::Entry(e)) if e.header.first_op() != next => {
                         let got = e.header.first_op();
                         break FormatError::Value { field: "op id out of order", got };
                     }
-                    Ok(Decoded::Incomplete { needed }) => {
+                    Ok(Stored::Entry(e)) => {
+                        if let Some(unpack) = unpack.as_deref_mut().filter(|_| e.header.codec.is_some()) {
+                            unpack.seen = true;
+                            if used == 0 {
+                                unpack.stored.clear();
+                                unpack
+                                    .stored
+                                    .extend_from_slice(out.get(start..start + n).unwrap_or_default());
+                                out.truncate(start);
+                                return self.unpack(unpack, max_bytes, out, ops);
+                            }
+                            // Plain ones stand before it.
+                            out.truncate(start + used);
+                            self.offset += used as u64;
+                            return Ok(next);
+                        }
+                        next = e.header.last_op() + 1;
+                        used += e.frame.len();
+                    }
+                    Ok(Stored::Incomplete { needed }) => {
                         if used == 0 && n == room && self.offset + needed <= end {
                             // Longer than was asked for: whole, then.
                             want = usize::try_from(needed).unwrap_or(usize::MAX);
@@ -245,5 +300,35 @@ impl Place {
                 return Err(self.segment.damaged(self.offset, error));
             }
         }
+    }
+
+    /// As [`Self::fill`], of entries that were read already and of which the first is known to be whole.
+    fn unpack(
+        &mut self,
+        unpack: &mut Unpack,
+        max_bytes: usize,
+        out: &mut Vec<u8>,
+        ops: Range<OpId>,
+    ) -> Result<OpId, StoreError> {
+        let Unpack { unpacker, stored, .. } = unpack;
+        let (start, mut next, mut used) = (out.len(), ops.start, 0);
+        while let Ok(Stored::Entry(e)) = decode_stored(stored.get(used..).unwrap_or_default()) {
+            let fits = e.header.first_op() == next && e.header.last_op() < ops.end;
+            if !fits || (used > 0 && out.len() - start >= max_bytes) {
+                break;
+            }
+            match unpacker.unpack(&e, out) {
+                Ok(()) => {}
+                Err(_) if used > 0 => break,
+                Err(error) => return Err(self.segment.damaged(self.offset, error)),
+            }
+            next = e.header.last_op() + 1;
+            used += e.frame.len();
+        }
+        self.offset += used as u64;
+        if stored.capacity() > KEEP {
+            *stored = Vec::new();
+        }
+        Ok(next)
     }
 }

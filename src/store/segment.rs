@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use oplog_format::index::{encode_index, POINT_LEN};
 use oplog_format::{
-    EntryHeader, Footer, FormatError, IndexPoint, OpId, SegmentHeader, FOOTER_LEN, SEGMENT_HEADER_LEN,
+    Footer, FormatError, IndexPoint, OpId, SegmentHeader, StoredHeader, FOOTER_LEN, SEGMENT_HEADER_LEN,
 };
 use parking_lot::Mutex;
 
@@ -34,6 +34,9 @@ pub fn parse_name(name: &str) -> Option<(u32, OpId)> {
     }
     Some((u32::from_str_radix(epoch, 16).ok()?, first.parse().ok()?))
 }
+
+/// The header of an entry, and where that stands in some buffer.
+pub type Placed = (StoredHeader, usize);
 
 /// A segment. Appended to by one thread, read by many.
 pub struct Segment {
@@ -141,7 +144,7 @@ impl Segment {
         let len = file.size().map_err(|e| StoreError::io("reading", path, e))?;
         let start = SEGMENT_HEADER_LEN as u64;
         let seen = walk(file.as_ref(), path, start..len, segment.next_op(), |header, offset| {
-            if until.is_some_and(|op| header.meta.last_op > op) {
+            if until.is_some_and(|op| header.last_op() > op) {
                 return false;
             }
             segment.take(&[(*header, 0)], offset);
@@ -273,7 +276,7 @@ impl Segment {
     }
 
     /// Counts entries, of which the first stands at `base`; their own offsets are those in some buffer.
-    fn take(&self, headers: &[(EntryHeader, usize)], base: u64) {
+    fn take(&self, headers: &[Placed], base: u64) {
         let (Some((_, start)), Some((last, _))) = (headers.first(), headers.last()) else { return };
         let mut ops = 0;
         if let Index::Growing(points) = &mut *self.index.lock() {
@@ -282,13 +285,13 @@ impl Segment {
                 if points.last().is_none_or(|p| offset >= p.offset + POINT_EVERY) {
                     points.push(IndexPoint { first_op: header.first_op(), offset });
                 }
-                ops += u64::from(header.meta.op_count);
+                ops += u64::from(header.header.meta.op_count);
             }
         }
         self.entries.fetch_add(headers.len() as u64, Ordering::Relaxed);
         self.ops.fetch_add(ops, Ordering::Relaxed);
-        self.last_time_ms.store(last.meta.time_ms, Ordering::Relaxed);
-        self.last_op.store(last.meta.last_op, Ordering::Release);
+        self.last_time_ms.store(last.header.meta.time_ms, Ordering::Relaxed);
+        self.last_op.store(last.last_op(), Ordering::Release);
     }
 
     /// Appends whole entries whose headers are given with their offsets, the first being that of `frames`.
@@ -296,12 +299,7 @@ impl Segment {
     ///
     /// # Errors
     /// The file system's; nothing is then visible to readers, and the file holds anything behind [`Self::end`].
-    pub fn append(
-        &self,
-        frames: &[u8],
-        headers: &[(EntryHeader, usize)],
-        limit: u64,
-    ) -> Result<(), StoreError> {
+    pub fn append(&self, frames: &[u8], headers: &[Placed], limit: u64) -> Result<(), StoreError> {
         let file = self.file()?;
         let at = self.end();
         let end = at + frames.len() as u64;

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use oplog_format::{decode_entry, Decoded, EntryHeader, FormatError, OpId, ENTRY_HEADER_LEN};
+use oplog_format::packed::PACKED_HEADER_LEN;
+use oplog_format::{decode_stored, FormatError, OpId, Stored, StoredHeader, ENTRY_HEADER_LEN};
 
 use super::error::StoreError;
 use super::fs::FsFile;
@@ -14,6 +15,8 @@ const STEP: usize = 4 << 20;
 const SECTOR: u64 = 512;
 /// Bytes checksummed at most in the search for an entry behind a torn one.
 const SEARCH_BUDGET: u64 = 1 << 30;
+/// A byte on disk stands for so many of the stream at most: the best that compression does is 128 KiB in 4 bytes.
+pub const MOST_PER_BYTE: u64 = 1 << 16;
 
 /// Where the entries of a file end.
 #[derive(Debug)]
@@ -27,7 +30,8 @@ pub struct Walk {
 }
 
 /// Reads the entries in a range of a file, of which the first begins with `next`, and shows header and offset of
-/// each to `each` until that says no or there is none.
+/// each to `each` until that says no or there is none. Compressed ones are not decompressed: the checksum of what is
+/// stored is looked at.
 ///
 /// # Errors
 /// The file system's.
@@ -36,7 +40,7 @@ pub fn walk(
     path: &Path,
     range: Range<u64>,
     mut next: OpId,
-    mut each: impl FnMut(&EntryHeader, u64) -> bool,
+    mut each: impl FnMut(&StoredHeader, u64) -> bool,
 ) -> Result<Walk, StoreError> {
     let (mut at, len) = (range.start, range.end);
     let done = |end, error| Ok(Walk { end, error, len });
@@ -49,22 +53,22 @@ pub fn walk(
         let mut used = 0usize;
         while let Some(rest) = buf.get(used..n).filter(|r| !r.is_empty()) {
             let here = at + used as u64;
-            match decode_entry(rest) {
-                Ok(Decoded::Entry(e)) if e.header.first_op() == next => {
+            match decode_stored(rest) {
+                Ok(Stored::Entry(e)) if e.header.first_op() == next => {
                     if !each(&e.header, here) {
                         return done(here, None);
                     }
-                    next = e.header.meta.last_op + 1;
+                    next = e.header.last_op() + 1;
                     used += e.frame.len();
                 }
-                Ok(Decoded::Entry(e)) => {
+                Ok(Stored::Entry(e)) => {
                     let got = e.header.first_op();
                     return done(here, Some(FormatError::Value { field: "op id out of order", got }));
                 }
-                Ok(Decoded::Incomplete { needed }) if here + needed > len => {
+                Ok(Stored::Incomplete { needed }) if here + needed > len => {
                     return done(here, Some(FormatError::Short { what: "entry", needed, got: len - here }));
                 }
-                Ok(Decoded::Incomplete { needed }) => {
+                Ok(Stored::Incomplete { needed }) => {
                     want = STEP;
                     if used == 0 {
                         want = usize::try_from(needed).unwrap_or(usize::MAX);
@@ -120,16 +124,23 @@ fn following_entry(
             buf.windows(ENTRY_HEADER_LEN).take(places).enumerate().filter(|(_, w)| w.starts_with(&magic));
         for (i, window) in found {
             let offset = at + i as u64;
-            let Ok(header) = EntryHeader::decode(window) else { continue };
+            let mut head = [0u8; PACKED_HEADER_LEN];
+            if window.get(oplog_format::entry::FLAGS).is_some_and(|flags| *flags == 0) {
+                head.iter_mut().zip(window).for_each(|(h, b)| *h = *b);
+            } else {
+                read(&mut head, offset)?;
+            }
+            let Ok(header) = StoredHeader::decode(&head) else { continue };
             let (len, first) = (header.frame_len(), header.first_op());
-            let fits = first > next && first - next < offset - seen.end && offset + len <= seen.len;
+            let passed = (offset - seen.end).saturating_mul(MOST_PER_BYTE);
+            let fits = first > next && first - next < passed && offset + len <= seen.len;
             if !fits || len > budget {
                 continue;
             }
             budget -= len;
             frame.resize(usize::try_from(len).unwrap_or(0), 0);
             let n = read(&mut frame, offset)?;
-            if matches!(decode_entry(frame.get(..n).unwrap_or_default()), Ok(Decoded::Entry(_))) {
+            if matches!(decode_stored(frame.get(..n).unwrap_or_default()), Ok(Stored::Entry(_))) {
                 return Ok(Some(offset));
             }
         }

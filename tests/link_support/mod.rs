@@ -18,7 +18,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use oplog_format::{decode_entry, encode_entry, Decoded, EntryMeta, History, Lineage, OpId};
+use oplog_format::packed::plain_entry;
+use oplog_format::{
+    decode_entry, encode_entry, Codec, Decoded, EntryMeta, History, Lineage, OpId, StoredHeader,
+};
 use parking_lot::{Condvar, Mutex};
 use redisdr::link::{
     Client, ClientConfig, ClientHandle, Consent, Endpoint, EndpointConfig, EndpointHandle, Extent, Grown,
@@ -61,8 +64,8 @@ pub fn now_ms() -> u64 {
 }
 
 /// Small segments, so that there are many of them.
-pub fn new_log(dir: &std::path::Path, fsync: FsyncPolicy) -> Arc<Log> {
-    let opts = LogOptions { segment_size: 8 * 1024, fsync, service_id: 0 };
+pub fn new_log(dir: &std::path::Path, fsync: FsyncPolicy, compression: Option<Codec>) -> Arc<Log> {
+    let opts = LogOptions { segment_size: 8 * 1024, fsync, service_id: 0, compression };
     Log::open(dir, opts, Arc::new(RealFs)).unwrap().0
 }
 
@@ -78,14 +81,16 @@ impl Data {
     pub fn apply(&mut self, frames: &[u8]) {
         let mut rest = frames;
         while !rest.is_empty() {
-            let Ok(Decoded::Entry(e)) = decode_entry(rest) else { panic!("a damaged entry was appended") };
+            let stored = StoredHeader::decode(rest).expect("a damaged entry was appended");
+            let plain = plain_entry(rest).expect("a damaged entry was appended");
+            let Ok(Decoded::Entry(e)) = decode_entry(&plain) else { panic!("a damaged entry was appended") };
             assert_eq!(e.header.first_op(), self.applied + 1, "an entry was applied twice or left out");
             self.applied = e.header.meta.last_op;
             self.ops += u64::from(e.header.meta.op_count);
             for b in e.payload {
                 self.sum = self.sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(*b);
             }
-            rest = &rest[e.frame.len()..];
+            rest = &rest[stored.frame_len() as usize..];
         }
     }
 
@@ -160,8 +165,12 @@ pub struct Source {
 
 impl Source {
     pub fn new() -> Arc<Self> {
+        Self::with_compression(None)
+    }
+
+    pub fn with_compression(codec: Option<Codec>) -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let log = new_log(&dir.path().join("log"), FsyncPolicy::No);
+        let log = new_log(&dir.path().join("log"), FsyncPolicy::No, codec);
         log.begin_history(history('a'), 1).unwrap();
         Arc::new(Self {
             log,
@@ -355,7 +364,7 @@ impl Target {
 
     pub fn with_fsync(service_id: u8, node: NodeId, fsync: FsyncPolicy) -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let log = new_log(&dir.path().join("log"), fsync);
+        let log = new_log(&dir.path().join("log"), fsync, None);
         Arc::new_cyclic(|own| Self {
             log,
             staging: dir.path().join("staging"),

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use oplog_format::packed::plain_entry;
 use oplog_format::{
-    decode_entry, encode_entry, Decoded, EntryHeader, EntryMeta, History, Lineage, OpId, SegmentHeader,
-    SEGMENT_HEADER_LEN,
+    decode_entry, encode_entry, Codec, Decoded, EntryMeta, History, Lineage, OpId, SegmentHeader,
+    StoredHeader, SEGMENT_HEADER_LEN,
 };
 use redisdr::store::{durable, Fs, FsyncPolicy, Log, LogOptions, ReadError, StoreError};
 
@@ -52,7 +53,12 @@ pub enum Step {
 pub const DIR: &str = "/data/dr";
 
 pub fn options(segment_size: u64) -> LogOptions {
-    LogOptions { segment_size, fsync: FsyncPolicy::EverySec, service_id: 3 }
+    LogOptions { segment_size, fsync: FsyncPolicy::EverySec, service_id: 3, compression: None }
+}
+
+/// As [`options`], with entries compressed.
+pub fn packed(segment_size: u64) -> LogOptions {
+    LogOptions { compression: Some(Codec::Zstd), ..options(segment_size) }
 }
 
 pub fn history(n: u64) -> History {
@@ -63,7 +69,9 @@ pub fn history(n: u64) -> History {
 pub struct Run {
     pub fs: Arc<dyn Fs>,
     pub dir: PathBuf,
-    pub segment_size: u64,
+    pub options: LogOptions,
+    /// Each opening switches the compression on or off.
+    pub switching: bool,
     pub log: Option<Arc<Log>>,
     pub model: Model,
     histories: u64,
@@ -72,12 +80,23 @@ pub struct Run {
 
 impl Run {
     pub fn new(fs: Arc<dyn Fs>, dir: &Path, segment_size: u64) -> Self {
-        let model = Model { oldest: 1, ..Model::default() };
-        Self { fs, dir: dir.to_owned(), segment_size, log: None, model, histories: 0, rng: Rng::new(7) }
+        Self {
+            fs,
+            dir: dir.to_owned(),
+            options: options(segment_size),
+            switching: false,
+            log: None,
+            model: Model { oldest: 1, ..Model::default() },
+            histories: 0,
+            rng: Rng::new(7),
+        }
     }
 
     pub fn open(&mut self) -> Result<(), StoreError> {
-        let (log, report) = Log::open(&self.dir, options(self.segment_size), Arc::clone(&self.fs))?;
+        if self.switching {
+            self.options.compression = self.options.compression.xor(Some(Codec::Zstd));
+        }
+        let (log, report) = Log::open(&self.dir, self.options.clone(), Arc::clone(&self.fs))?;
         assert!(report.torn.is_none(), "{report:?}");
         self.log = Some(log);
         self.model.durable = self.model.written;
@@ -319,9 +338,9 @@ pub fn orphan_bytes(fs: &dyn Fs, folder: &Path) -> Vec<u8> {
         let bytes = durable::read_file(fs, &folder.join(name), u64::MAX).unwrap().unwrap();
         SegmentHeader::decode(&bytes).unwrap();
         let mut at = SEGMENT_HEADER_LEN;
-        while let Ok(header) = EntryHeader::decode(&bytes[at..]) {
+        while let Ok(header) = StoredHeader::decode(&bytes[at..]) {
             let end = at + header.frame_len() as usize;
-            out.extend_from_slice(payload(&bytes[at..end]));
+            out.extend_from_slice(payload(&plain_entry(&bytes[at..end]).unwrap()));
             at = end;
         }
     }
