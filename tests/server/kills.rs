@@ -8,9 +8,9 @@ use crate::workload::Rng;
 
 const WRITERS: usize = 3;
 
-fn kill_at_random(name: &str, kills: usize, seed: u64) {
+fn kill_at_random(name: &str, kills: usize, seed: u64, compression: &str) {
     let version = version(name);
-    let source = Server::start(version);
+    let source = Server::builder(version).arg("compression", compression).start();
     source.wait_state("capturing");
     let target = Server::builder(version).arg("service-id", 1).source(&source).start();
     target.wait_state("streaming");
@@ -73,24 +73,30 @@ fn kill_at_random(name: &str, kills: usize, seed: u64) {
 
 #[test]
 fn kills_cost_the_last_moment_only_on_redis_6_0() {
-    kill_at_random("redis-6.0", 6, 1);
+    kill_at_random("redis-6.0", 6, 1, "no");
 }
 
 #[test]
 fn kills_cost_the_last_moment_only_on_redis_7_0() {
-    kill_at_random("redis-7.0", 6, 2);
+    kill_at_random("redis-7.0", 6, 2, "no");
+}
+
+#[test]
+fn kills_cost_the_last_moment_only_with_a_compressed_log() {
+    kill_at_random("redis-7.0", 4, 5, "zstd");
+    kill_at_random("valkey-9.1", 4, 6, "zstd");
 }
 
 #[test]
 #[ignore = "soak: 100 kills"]
 fn soak_kills_cost_the_last_moment_only_on_redis_6_0() {
-    kill_at_random("redis-6.0", 100, 3);
+    kill_at_random("redis-6.0", 100, 3, "no");
 }
 
 #[test]
 #[ignore = "soak: 100 kills"]
 fn soak_kills_cost_the_last_moment_only_on_redis_7_0() {
-    kill_at_random("redis-7.0", 100, 4);
+    kill_at_random("redis-7.0", 100, 4, "zstd");
 }
 
 /// The log is cut to what was known to be on the disk when the power went: what DR.WAIT 0 has promised is there.
@@ -136,8 +142,8 @@ pub fn cut_log(server: &Server, durable: u64) {
     let last = segments.last().unwrap_or_else(|| panic!("no segment in {}", dir.display()));
     let bytes = std::fs::read(last).unwrap();
     let mut at = oplog_format::SEGMENT_HEADER_LEN;
-    while let Ok(oplog_format::Decoded::Entry(entry)) = oplog_format::decode_entry(&bytes[at..]) {
-        if entry.header.meta.last_op > durable {
+    while let Ok(oplog_format::Stored::Entry(entry)) = oplog_format::decode_stored(&bytes[at..]) {
+        if entry.header.last_op() > durable {
             break;
         }
         at += entry.frame.len();

@@ -11,6 +11,7 @@ mod auth;
 mod aux;
 mod cleaner;
 mod commands;
+mod compression;
 mod conf;
 mod copies;
 mod disk;
