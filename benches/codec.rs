@@ -1,13 +1,17 @@
 //! Scanner, entries and checksums on one core.
 //!
 //! `scan`: the stream is cut into entries' worth of ops; `feed`: the same with entries made of them; `encode`, `decode`:
-//! whole entries; `ops`: what an apply does to find the arguments; `crc32`, `crc64`: checksums of log and RDB.
+//! whole entries; `pack`, `unpack`, `stored`: the same compressed, and a look at the checksum of what is stored alone;
+//! `ops`: what an apply does to find the arguments; `crc32`, `crc64`: checksums of log and RDB.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::hint::black_box;
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
-use oplog_format::{decode_entry, encode_entry, parse_op, Decoded, EntryMeta, OpScan};
+use oplog_format::{
+    decode_entry, decode_stored, encode_entry, parse_op, Codec, Decoded, EntryMeta, OpScan, Packer, Stored,
+    Unpacker,
+};
 use redisdr::capture::scanner::OpCursor;
 use redisdr::capture::EntryBuilder;
 use redisdr::local::push_command;
@@ -101,6 +105,50 @@ fn entries(c: &mut Criterion) {
     }
 }
 
+/// SETs of the lines of a document, up to about so many bytes.
+fn text(bytes: usize) -> Vec<u8> {
+    let (mut out, mut n) = (Vec::new(), 0u64);
+    let mut lines = include_str!("../docs/design.md").lines().filter(|l| !l.is_empty()).cycle();
+    while out.len() < bytes {
+        n += 1;
+        let value = lines.next().unwrap();
+        push_command(&mut out, &[b"SET", format!("key:{n:012}").as_bytes(), value.as_bytes()]);
+    }
+    out
+}
+
+fn compressed(c: &mut Criterion) {
+    for (name, len) in [("500", 500), ("3k", 3 * 1024), ("36k", 36 * 1024)] {
+        let payload = text(len);
+        let mut frame = Vec::new();
+        encode_entry(&meta(payload.len()), &payload, &mut frame).unwrap();
+        let (mut packer, mut packed) = (Packer::new(Codec::Zstd).unwrap(), Vec::new());
+        packer.pack(&frame, &mut packed).unwrap();
+        assert!(packed.len() < frame.len());
+        let mut out = Vec::new();
+        for what in ["pack", "unpack", "stored"] {
+            let mut group = c.benchmark_group(what);
+            group.throughput(Throughput::Bytes(payload.len() as u64));
+            let mut unpacker = Unpacker::default();
+            group.bench_function(name, |b| {
+                b.iter(|| {
+                    out.clear();
+                    if what == "pack" {
+                        packer.pack(black_box(&frame), &mut out).unwrap();
+                        return out.len();
+                    }
+                    let Ok(Stored::Entry(stored)) = decode_stored(black_box(&packed)) else { panic!() };
+                    if what == "unpack" {
+                        unpacker.unpack(&stored, &mut out).unwrap();
+                    }
+                    out.len()
+                });
+            });
+            group.finish();
+        }
+    }
+}
+
 fn checksums(c: &mut Criterion) {
     let bytes = vec![0x5a; 1 << 20];
     let mut group = c.benchmark_group("crc");
@@ -116,5 +164,5 @@ fn checksums(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, streams, entries, checksums);
+criterion_group!(benches, streams, entries, compressed, checksums);
 criterion_main!(benches);

@@ -1,10 +1,11 @@
 //! Load generator of scripts/bench: SETs over many connections from one thread, cheap enough that on two cores the
 //! server's main thread is what limits.
 //!
-//! `bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS [RATE]` prints one line of JSON: requests per second, and the
-//! median and 99th percentile of the time from a pipeline's send to its last reply, in milliseconds. With a rate, requests
-//! come at that many a second, evenly, whatever the server does: one that finds no free connection waits, and its time
-//! counts from when it was due.
+//! `bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS [RATE [VALUES]]` prints one line of JSON: requests per second, and
+//! the median and 99th percentile of the time from a pipeline's send to its last reply, in milliseconds. With a RATE above
+//! 0, requests come at that many a second, evenly, whatever the server does: one that finds no free connection waits, and
+//! its time counts from when it was due. VALUES is a file of values, one behind the other with an empty line between, which
+//! are taken in turn instead of those of SIZE bytes.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,7 +13,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS [RATE]";
+const USAGE: &str = "usage: bench_load PORT REQUESTS CLIENTS PIPELINE SIZE KEYS [RATE [VALUES]]";
 
 /// What the server says to each SET.
 const REPLY: &[u8] = b"+OK\r\n";
@@ -22,6 +23,9 @@ const SILENT_MS: i32 = 60_000;
 struct Load {
     keys: u64,
     random: u64,
+    /// Where not empty: values, and which comes next.
+    values: Vec<Vec<u8>>,
+    turn: usize,
 }
 
 impl Load {
@@ -31,6 +35,12 @@ impl Load {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random % self.keys
+    }
+
+    /// The next of the given values.
+    fn next_value(&mut self) -> &[u8] {
+        self.turn = (self.turn + 1) % self.values.len().max(1);
+        self.values.get(self.turn).map(Vec::as_slice).unwrap_or_default()
     }
 }
 
@@ -62,6 +72,18 @@ impl Client {
 
     /// Sends the next pipeline, which was due at `due`. Blocking: the server has answered everything before.
     fn send(&mut self, load: &mut Load, due: Instant) -> io::Result<()> {
+        if !load.values.is_empty() {
+            self.out.clear();
+            for slot in &mut self.slots {
+                write!(self.out, "*3\r\n$3\r\nSET\r\n${}\r\nkey:", DIGITS + 4)?;
+                *slot = self.out.len();
+                self.out.extend_from_slice(&[b'0'; DIGITS]);
+                let value = load.next_value();
+                write!(self.out, "\r\n${}\r\n", value.len())?;
+                self.out.extend_from_slice(value);
+                self.out.extend_from_slice(b"\r\n");
+            }
+        }
         for at in &self.slots {
             let mut key = load.next_key();
             for digit in self.out.iter_mut().skip(*at).take(DIGITS).rev() {
@@ -166,14 +188,14 @@ impl Schedule {
     }
 }
 
-fn run(args: &[u64]) -> io::Result<String> {
+fn run(args: &[u64], values: Vec<Vec<u8>>) -> io::Result<String> {
     let (&[port, requests, clients, pipeline, size, keys], rate) = match args {
         [first @ .., rate] if args.len() == 7 => (first.try_into().map_err(io::Error::other)?, *rate),
         _ => (args.try_into().map_err(|_| io::Error::other(USAGE))?, 0),
     };
     let port = u16::try_from(port).map_err(io::Error::other)?;
     let size = usize::try_from(size).map_err(io::Error::other)?;
-    let mut load = Load { keys, random: 0x9e37_79b9_7f4a_7c15 };
+    let mut load = Load { keys, random: 0x9e37_79b9_7f4a_7c15, values, turn: 0 };
     // SAFETY: takes no pointer.
     let fd = unsafe { libc::epoll_create1(0) };
     if fd < 0 {
@@ -233,9 +255,18 @@ fn run(args: &[u64]) -> io::Result<String> {
     Ok(format!("{{\"rps\": {rps:.1}, \"p50\": {:.4}, \"p99\": {:.4}}}", at(50), at(99)))
 }
 
+/// The values in a file, without empty ones.
+fn values(path: &str) -> io::Result<Vec<Vec<u8>>> {
+    let text = std::fs::read_to_string(path)?;
+    Ok(text.split("\n\n").filter(|v| !v.is_empty()).map(|v| v.as_bytes().to_vec()).collect())
+}
+
 fn main() {
-    let args: Vec<u64> = std::env::args().skip(1).map(|a| a.parse().unwrap_or(0)).collect();
-    match run(&args) {
+    let mut given: Vec<String> = std::env::args().skip(1).collect();
+    let file = given.split_off(given.len().min(7)).pop();
+    let args: Vec<u64> = given.iter().map(|a| a.parse().unwrap_or(0)).collect();
+    let values = file.map_or(Ok(Vec::new()), |path| values(&path));
+    match values.and_then(|values| run(&args, values)) {
         Ok(line) => println!("{line}"),
         Err(e) => {
             eprintln!("bench_load: {e}");

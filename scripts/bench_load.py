@@ -10,10 +10,10 @@ import threading
 from bench_node import Failed, encode
 
 
-def benchmark(node, n, clients=50, pipeline=16, size=100, keys=100_000, rate=0):
+def benchmark(node, n, clients=50, pipeline=16, size=100, keys=100_000, rate=0, values=None):
     """Clients that SET over random keys, as fast as the server answers or at a rate; returns rps, p50 and p99 (ms from when
     a pipeline was due to its last reply)."""
-    argv = [node.bench.load, node.port, n, clients, pipeline, size, keys, rate]
+    argv = [node.bench.load, node.port, n, clients, pipeline, size, keys, rate] + ([values] if values else [])
     done = subprocess.run([str(a) for a in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise Failed(f"bench_load: exit {done.returncode}: {done.stderr[-300:]}")

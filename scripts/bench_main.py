@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 
-import bench_growth  # noqa: F401  (each registers its rows)
+import bench_compression  # noqa: F401  (each registers its rows)
+import bench_growth  # noqa: F401
 import bench_micro  # noqa: F401
 import bench_source  # noqa: F401
 import bench_stalls  # noqa: F401
