@@ -22,6 +22,8 @@ pub const QUEUE_BYTES: u64 = 64 << 20;
 const QUEUE_MESSAGES: usize = 64 * 1024;
 /// Waiting pieces are joined up to this many bytes for one write.
 const JOIN_BYTES: usize = 1 << 20;
+/// The same where they are compressed first: targets see nothing of it until all of it is written.
+const JOIN_PACKED_BYTES: usize = 256 << 10;
 /// Bytes that are kept for a log that has failed. The other half of the queue is the tap's.
 const HELD_BYTES: u64 = QUEUE_BYTES / 2;
 /// How often a failed log is tried again.
@@ -179,7 +181,8 @@ impl Writer {
     fn take(&mut self, mut frames: Vec<u8>) -> Option<Message> {
         let mut room = frames.len() as u64;
         let mut next = None;
-        while frames.len() < JOIN_BYTES {
+        let join = if self.log.compression().is_some() { JOIN_PACKED_BYTES } else { JOIN_BYTES };
+        while frames.len() < join {
             match self.rx.try_recv() {
                 Ok(Message::Frames(more)) => {
                     room += more.len() as u64;

@@ -118,7 +118,7 @@ fn a_compressed_log_is_the_same_stream(version: Version) {
     // What it does not compress itself it keeps as it came.
     assert_eq!(target.status().text("compression"), "no", "{version}");
     assert!(target.status().number("stream_disk_percent") < 70, "{version}: {:#}", target.status().0);
-    assert!(frames(&target).1 > 100, "{version}");
+    assert!(frames(&target).1 > 10, "{version}");
 
     // Without a snapshot all of it comes back from the log.
     source.kill9();
@@ -146,7 +146,7 @@ fn a_compressed_log_is_the_same_stream(version: Version) {
         assert!(last.contains("then 1:last"), "{version}");
     }
     let (all, packed) = frames(&source);
-    assert!(packed > 100 && packed < all.len(), "{version}: {packed} of {}", all.len());
+    assert!(packed > 10 && packed < all.len(), "{version}: {packed} of {}", all.len());
 }
 
 for_some_servers!(a_fork_of_a_compressed_log_is_set_aside);
