@@ -334,7 +334,6 @@ mod tests {
             "5mb",
             "snapshot-max-bytes-per-sec",
             "4mb",
-            }
             "compression",
             "ZSTD",
         ])
