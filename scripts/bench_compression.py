@@ -78,7 +78,7 @@ def disk(node):
 @row("compression")
 def compression(bench):
     """Log bytes on disk per stream byte with zstd, on realistic values, and the CPU for it."""
-    n, rounds = bench.pick(40_000, 300_000), bench.pick(3, 7)
+    n, rounds = bench.pick(50_000, 300_000), bench.pick(5, 9)
     path, mean = values(bench)
     plain, packed = bench.source(), bench.source(args=["compression", "zstd"])
     single = bench.source(args=["compression", "zstd"])

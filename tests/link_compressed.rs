@@ -7,6 +7,7 @@ mod link_support;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use link_support::proxy::{Fault, Kind, Proxy, Way};
 use link_support::{history, now_ms, set_op, wait_for, Source, Target};
 use oplog_format::{decode_stored, Codec, Stored};
 use redisdr::link::{ClientHandle, EndpointHandle};
@@ -121,6 +122,31 @@ fn a_position_and_a_history_within_a_compressed_entry() {
     target.wait_equal(&source);
     assert_eq!(target.full_syncs(), 0);
     assert_eq!(target.log.lineage().history_of(begins), Some(history('b')));
+}
+
+/// Flips and cuts over everything that comes from the source: the target comes to equal it all the same.
+#[test]
+fn no_fault_on_the_way_gets_through() {
+    let source = Source::with_compression(ZSTD);
+    let endpoint = source.start();
+    let proxy = Proxy::to(endpoint.local_addr());
+    write(&source, 200);
+    let follow = || {
+        let target = target(1);
+        let client = target.link(Target::config(&[proxy.addr.to_string()]));
+        target.wait_equal(&source);
+        assert_eq!(entries(&target.log), (200, 150));
+        client.stop();
+    };
+    follow();
+    let len = proxy.passed(Way::ToTarget);
+    let before = proxy.connections();
+    for i in 0..24 {
+        let kind = if i % 4 == 3 { Kind::Cut } else { Kind::Flip };
+        proxy.break_next(Fault { way: Way::ToTarget, at: 400 + i * (len - 500) / 24, kind });
+        follow();
+    }
+    assert!(proxy.connections() >= before + 2 * 24, "not each was noticed: {}", proxy.connections() - before);
 }
 
 #[test]

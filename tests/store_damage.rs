@@ -7,7 +7,9 @@ mod store_support;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redisdr::store::{Fs, Log, LogOptions, ReadError, StoreError};
+use oplog_format::entry::FLAGS;
+use oplog_format::{StoredHeader, SEGMENT_HEADER_LEN};
+use redisdr::store::{durable, Fs, Log, LogOptions, ReadError, StoreError};
 use store_support::drive::{entries, history, options, packed, Item, DIR};
 use store_support::memfs::{MemFs, State};
 use store_support::Rng;
@@ -127,6 +129,28 @@ fn damage_in_the_open_segment_is_not_taken_for_a_torn_tail() {
             Err(e) => panic!("{e}"),
             Ok(_) => panic!("opened"),
         }
+    }
+}
+
+#[test]
+fn an_unknown_codec_is_not_taken_for_a_torn_tail() {
+    for options in [options(SEGMENT), packed(SEGMENT)] {
+        let (state, _) = some_log(options);
+        let file = segments(&state).pop().unwrap();
+        let bytes =
+            durable::read_file(MemFs::from_state(state.clone()).as_ref(), &file, u64::MAX).unwrap().unwrap();
+        let (mut at, mut last) = (SEGMENT_HEADER_LEN, 0);
+        while let Ok(header) = StoredHeader::decode(&bytes[at..]) {
+            last = at;
+            at += header.frame_len() as usize;
+        }
+        // No entry that is known follows it.
+        let mut bad = state.clone();
+        bad.flip(&file, last + FLAGS, 6);
+        let refused = open(bad);
+        assert!(
+            matches!(refused, Err(StoreError::Damaged { path, offset, .. }) if (&path, offset) == (&file, last as u64))
+        );
     }
 }
 
