@@ -9,9 +9,9 @@ mod store_support;
 use std::path::Path;
 use std::sync::Arc;
 
-use redisdr::store::{Fs, Log, StoreError};
+use redisdr::store::{Fs, Log, LogOptions, StoreError};
 use store_support::drive::{
-    differs, entries, history, options, read_all, read_some, workload, Model, Run, Step, DIR,
+    differs, entries, history, options, packed, read_all, read_some, workload, Model, Run, Step, DIR,
 };
 use store_support::memfs::{Cut, Fault, MemFs, State};
 use store_support::Rng;
@@ -28,8 +28,9 @@ enum Outcome {
     NotOpen,
 }
 
-fn run_into(fs: &Arc<MemFs>) -> Outcome {
+fn run_into(fs: &Arc<MemFs>, options: &LogOptions) -> Outcome {
     let mut run = Run::new(Arc::clone(fs) as Arc<dyn Fs>, Path::new(DIR), SEGMENT);
+    run.options = options.clone();
     if run.open().is_err() {
         return Outcome::NotOpen;
     }
@@ -105,7 +106,7 @@ fn cut_off_while_revived(past: &[State], gap: Option<u64>, before: &Model, after
     }
 }
 
-fn every_change_fails_once(errno: i32, times: usize) {
+fn every_change_fails_once(errno: i32, times: usize, options: &LogOptions) {
     let mut hits = std::collections::BTreeMap::new();
     for at in 0.. {
         let fs = MemFs::new();
@@ -113,7 +114,7 @@ fn every_change_fails_once(errno: i32, times: usize) {
         fs.sync_dir(Path::new("/")).unwrap();
         fs.set_fault(Some(Fault { at: at + 2, errno, times }));
         let what = format!("error {errno} at change {at}");
-        let outcome = run_into(&fs);
+        let outcome = run_into(&fs, options);
         fs.set_fault(None);
         if let Some(hit) = fs.hit() {
             *hits.entry(hit).or_insert(0) += 1;
@@ -124,7 +125,7 @@ fn every_change_fails_once(errno: i32, times: usize) {
             Outcome::Whole => {}
             Outcome::NotOpen => {
                 let image = Arc::clone(&fs) as Arc<dyn Fs>;
-                Log::open(Path::new(DIR), options(SEGMENT), image).unwrap_or_else(|e| panic!("{what}: {e}"));
+                Log::open(Path::new(DIR), options.clone(), image).unwrap_or_else(|e| panic!("{what}: {e}"));
             }
             Outcome::Failed(failed) => {
                 let (run, step, error, after) = *failed;
@@ -145,7 +146,7 @@ fn every_change_fails_once(errno: i32, times: usize) {
                 for cut in [Cut::Keep, Cut::Drop, Cut::Any(at as u64)] {
                     let image = MemFs::from_state(fs.state().image(cut));
                     let dyn_image = Arc::clone(&image) as Arc<dyn Fs>;
-                    let (again, _) = Log::open(Path::new(DIR), options(SEGMENT), dyn_image)
+                    let (again, _) = Log::open(Path::new(DIR), options.clone(), dyn_image)
                         .unwrap_or_else(|e| panic!("{what}, {cut:?}: {e}"));
                     let mut after = after.clone();
                     if matches!(step, Step::Clean(_) | Step::CleanBytes(_)) {
@@ -184,10 +185,15 @@ fn in_memory(log: &Arc<Log>, before: &Model, after: &Model) -> Option<String> {
 
 #[test]
 fn a_full_disk_at_any_change_is_survived() {
-    every_change_fails_once(libc::ENOSPC, 1);
+    every_change_fails_once(libc::ENOSPC, 1, &options(SEGMENT));
+}
+
+#[test]
+fn a_full_disk_under_a_compressed_log_is_survived() {
+    every_change_fails_once(libc::ENOSPC, 1, &packed(SEGMENT));
 }
 
 #[test]
 fn a_failing_disk_at_any_change_is_survived() {
-    every_change_fails_once(libc::EIO, 3);
+    every_change_fails_once(libc::EIO, 3, &options(SEGMENT));
 }

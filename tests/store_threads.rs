@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oplog_format::{decode_entry, Decoded};
-use redisdr::store::{Log, LogReader, ReadError, RealFs, StoreError};
-use store_support::drive::{entries, history, options};
+use redisdr::store::{Log, LogOptions, LogReader, ReadError, RealFs, StoreError};
+use store_support::drive::{entries, history, options, packed};
 use store_support::Rng;
 
 const END: u64 = 6_000_000;
@@ -61,8 +61,17 @@ fn follow(log: &Arc<Log>, done: &AtomicBool, seed: u64) -> Option<u64> {
 
 #[test]
 fn writer_readers_syncer_and_cleaner_do_not_disturb_one_another() {
+    all_at_once(options(64 * 1024));
+}
+
+#[test]
+fn nor_do_they_in_a_compressed_log() {
+    all_at_once(packed(64 * 1024));
+}
+
+fn all_at_once(options: LogOptions) {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), options(64 * 1024), Arc::new(RealFs)).unwrap();
+    let (log, _) = Log::open(dir.path(), options, Arc::new(RealFs)).unwrap();
     log.begin_history(history(1), 1).unwrap();
     let done = Arc::new(AtomicBool::new(false));
     let durable = AtomicU64::new(0);
@@ -103,8 +112,13 @@ fn writer_readers_syncer_and_cleaner_do_not_disturb_one_another() {
 
 #[test]
 fn a_reader_is_told_when_what_it_has_read_is_cut_off() {
+    cut_under_readers(options(16 * 1024));
+    cut_under_readers(packed(8 * 1024));
+}
+
+fn cut_under_readers(options: LogOptions) {
     let dir = tempfile::tempdir().unwrap();
-    let (log, _) = Log::open(dir.path(), options(16 * 1024), Arc::new(RealFs)).unwrap();
+    let (log, _) = Log::open(dir.path(), options, Arc::new(RealFs)).unwrap();
     log.begin_history(history(1), 1).unwrap();
     let items = entries(0, &vec![vec![1000]; 60], &mut Rng::new(1));
     let frames: Vec<u8> = items.iter().flat_map(|e| e.frame.iter().copied()).collect();
