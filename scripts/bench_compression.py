@@ -70,6 +70,19 @@ def one(node, n, path, threads=("dr-writer",), settle=None, **load):
     return figures
 
 
+def at_target(bench, source, n, path):
+    """CPU for each MB of the stream of the thread that sends to a target, and of those that take it there."""
+    target = bench.target(source)
+    streaming(target)
+    threads = ("dr-link", "dr-feed")
+    before, op = [thread_ns(target, name) for name in threads], source.status()["op_id"]
+    sent = one(source, n, path, threads=("dr-target-1",), settle=lambda: followed(target, source.status()["op_id"]))
+    mb = (source.status()["op_id"] - op) / 1e6
+    took = sum(thread_ns(target, name) - was for name, was in zip(threads, before)) / 1e6 / mb
+    target.kill()
+    return {"send": sent["dr-target-1"], "take": took}
+
+
 def disk(node):
     status = node.status()
     return status["oplog_bytes"] / (status["op_id"] - status["oldest_op_id"] + 1)
@@ -86,15 +99,14 @@ def compression(bench):
     one(single, n // 2, path, clients=8, pipeline=1)
     alone = bench.source(args=["compression", "zstd"])
     one(alone, n // 8, path, clients=1, pipeline=1)
-    # What the link carries, and what a target pays for taking it apart.
-    target = bench.target(packed)
-    streaming(target)
-    sent = one(packed, n, path, threads=("dr-writer", "dr-target-1"),
-               settle=lambda: followed(target, packed.status()["op_id"]))
+    costs = {name: at_target(bench, source, n, path) for name, source in (("zstd", packed), ("plain", plain))}
     context = {
         "writer thread, ms of CPU per MB": seen["zstd"]["dr-writer"],
         "the same, without compression": seen["plain"]["dr-writer"],
-        "thread that sends to a target, ms per MB": sent["dr-target-1"],
+        "the source's thread for a target, ms per MB": costs["zstd"]["send"],
+        "the same, without compression (plain)": costs["plain"]["send"],
+        "threads dr-link and dr-feed at a target, ms per MB": costs["zstd"]["take"],
+        "the same without (plain)": costs["plain"]["take"],
         "mean length of a value": mean,
         "log bytes without compression": disk(plain),
         "log bytes, pipeline 1, one client": disk(alone),
