@@ -42,8 +42,8 @@ impl FileId {
 }
 
 /// Files in `dir` that are named like those of a child, by its pid.
-fn temp_files(dir: &Path) -> Vec<(u32, PathBuf)> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+fn temp_files(dir: Option<&Path>) -> Vec<(u32, PathBuf)> {
+    let Some(entries) = dir.and_then(|d| std::fs::read_dir(d).ok()) else { return Vec::new() };
     let named = |entry: io::Result<std::fs::DirEntry>| {
         let path = entry.ok()?.path();
         let pid = path.file_name()?.to_str()?.strip_prefix("temp-")?.strip_suffix(".rdb")?.parse().ok()?;
@@ -62,27 +62,33 @@ fn is_own_child(pid: u32) -> bool {
     parent == Some(std::process::id()) && !matches!(state, Some("Z" | "X") | None)
 }
 
-/// What a directory held before a BGSAVE.
+/// What was there before a BGSAVE.
 #[derive(Debug)]
 pub struct Before {
-    dir: PathBuf,
+    rdb: PathBuf,
+    old: Option<FileId>,
     stale: HashSet<FileId>,
 }
 
 impl Before {
-    /// Looks at `dir`, the server's.
-    pub fn look(dir: &Path) -> Self {
-        let stale = temp_files(dir).iter().filter_map(|(_, path)| FileId::at(path)).collect();
-        Self { dir: dir.to_owned(), stale }
+    /// Looks at what the server saves to, and at what is beside it.
+    pub fn look(rdb: &Path) -> Self {
+        let stale = temp_files(rdb.parent()).iter().filter_map(|(_, path)| FileId::at(path)).collect();
+        Self { rdb: rdb.to_owned(), old: FileId::at(rdb), stale }
+    }
+
+    /// Whether there is another RDB since then.
+    pub fn is_replaced(&self) -> bool {
+        FileId::at(&self.rdb).is_some_and(|new| Some(new) != self.old)
     }
 
     /// The file of a child that began since then. A file that was there before is none, also where a new child has
     /// its number and writes to it.
     pub fn find(&self) -> Option<GrowingFile> {
-        let files = temp_files(&self.dir).into_iter().filter(|(pid, _)| is_own_child(*pid));
-        files
-            .filter_map(|(pid, path)| GrowingFile::open(pid, path).ok())
-            .find(|f| !self.stale.contains(&f.id))
+        let mut files = temp_files(self.rdb.parent()).into_iter().filter(|(pid, _)| is_own_child(*pid));
+        files.find_map(|(pid, path)| {
+            GrowingFile::open(pid, path, &self.rdb).filter(|f| !self.stale.contains(&f.id))
+        })
     }
 }
 
@@ -91,6 +97,8 @@ impl Before {
 pub struct GrowingFile {
     file: File,
     path: PathBuf,
+    /// What it will be called.
+    rdb: PathBuf,
     pid: u32,
     id: FileId,
     /// Its length, once it is whole: the name may then be another file's.
@@ -100,10 +108,13 @@ pub struct GrowingFile {
 }
 
 impl GrowingFile {
-    fn open(pid: u32, path: PathBuf) -> io::Result<Self> {
-        let file = File::open(&path)?;
-        let id = FileId::of(&file.metadata()?);
-        Ok(Self { file, path, pid, id, whole: AtomicU64::new(NOT_WHOLE), left: Mutex::new(None) })
+    /// `None` also on a file system that numbers an open file otherwise than its name.
+    fn open(pid: u32, path: PathBuf, rdb: &Path) -> Option<Self> {
+        let file = File::open(&path).ok()?;
+        let id = FileId::of(&file.metadata().ok()?);
+        let named = FileId::at(&path) == Some(id);
+        let (whole, left) = (AtomicU64::new(NOT_WHOLE), Mutex::new(None));
+        named.then(|| Self { file, path, rdb: rdb.to_owned(), pid, id, whole, left })
     }
 
     /// Another handle of the file.
@@ -136,19 +147,20 @@ impl Growth for GrowingFile {
         if whole != NOT_WHOLE {
             return Ok(Grown { len: whole, whole: true });
         }
-        // In this order: what has been renamed had its full length before.
-        let has_its_name = FileId::at(&self.path) == Some(self.id);
+        // In this order: what has lost the one name has the other, and what has been renamed its full length.
+        let has = |path: &Path| FileId::at(path) == Some(self.id);
+        let (growing, renamed) = (has(&self.path), has(&self.rdb));
         let meta = self.file.metadata().map_err(|e| format!("{}: {e}", self.path.display()))?;
         let len = meta.len();
-        match (has_its_name, meta.nlink()) {
-            (false, 0) => Err(FAILED.to_owned()),
-            (false, _) => {
-                self.whole.store(len, Ordering::Release);
-                Ok(Grown { len, whole: true })
-            }
-            (true, _) if self.is_abandoned() => Err(FAILED.to_owned()),
-            (true, _) => Ok(Grown { len, whole: false }),
+        if renamed {
+            self.whole.store(len, Ordering::Release);
+            return Ok(Grown { len, whole: true });
         }
+        // Removed, or renamed and replaced by a later save before that was seen.
+        if !growing || self.is_abandoned() {
+            return Err(FAILED.to_owned());
+        }
+        Ok(Grown { len, whole: false })
     }
 }
 
@@ -207,7 +219,7 @@ mod tests {
         let child = Child::new();
         let stale = Child::new();
         let _stale = started(dir.path(), stale.0.id());
-        let before = Before::look(dir.path());
+        let before = Before::look(&dir.path().join("dump.rdb"));
         // Of no child, of no number, of another kind.
         let _other = started(dir.path(), 1);
         File::create(dir.path().join("temp-x.rdb")).unwrap();
@@ -224,7 +236,7 @@ mod tests {
     fn it_is_whole_when_it_is_renamed_and_stays_so() {
         let dir = tempfile::tempdir().unwrap();
         let child = Child::new();
-        let before = Before::look(dir.path());
+        let before = Before::look(&dir.path().join("dump.rdb"));
         let (path, mut file) = started(dir.path(), child.0.id());
         let found = before.find().unwrap();
         assert_eq!(found.look(), Ok(Grown { len: 0, whole: false }));
@@ -243,11 +255,15 @@ mod tests {
     fn a_removed_file_is_a_failed_save() {
         let dir = tempfile::tempdir().unwrap();
         let child = Child::new();
-        let before = Before::look(dir.path());
+        let before = Before::look(&dir.path().join("dump.rdb"));
         let (path, mut file) = started(dir.path(), child.0.id());
         let found = before.find().unwrap();
         file.write_all(b"abc").unwrap();
-        std::fs::remove_file(path).unwrap();
+        // Where a name is kept for an open file.
+        let kept = dir.path().join(".nfs0001");
+        std::fs::rename(path, &kept).unwrap();
+        assert_eq!(found.look(), Err(FAILED.to_owned()));
+        std::fs::remove_file(kept).unwrap();
         assert_eq!(found.look(), Err(FAILED.to_owned()));
     }
 
@@ -255,7 +271,7 @@ mod tests {
     fn a_file_that_is_left_behind_is_a_failed_save_after_a_while() {
         let dir = tempfile::tempdir().unwrap();
         let child = Child::new();
-        let before = Before::look(dir.path());
+        let before = Before::look(&dir.path().join("dump.rdb"));
         let _left = started(dir.path(), child.0.id());
         let found = before.find().unwrap();
         drop(child);

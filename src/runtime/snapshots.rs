@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use oplog_format::{Lineage, OpId};
 
 use super::boot::lineage_of;
-use super::growing::{Before, FileId, GrowingFile, ReadAt};
+use super::growing::{Before, GrowingFile, ReadAt};
 use super::linked::BASE_RDB;
 use super::node::Node;
 use super::shared::{Mode, FLAG_INCOMPLETE, FLAG_POSITIONED};
@@ -211,10 +211,9 @@ impl Node {
         stop: &AtomicBool,
         progress: &mut dyn FnMut(&str),
     ) -> Result<Option<GrowingFile>, String> {
-        let (before, old) = loop {
+        let before = loop {
             self.stopped(stop)?;
-            let dir = path.parent().unwrap_or(path);
-            let seen = (Before::look(dir), FileId::at(path));
+            let seen = Before::look(path);
             match conn.call_raw(&[b"BGSAVE"]).map_err(|e| e.to_string())? {
                 Reply::Error(e) if e.contains("in progress") || e.contains("child process") => {
                     // Another child: what it saves may be too old, so another save follows it.
@@ -232,7 +231,7 @@ impl Node {
             if let Some(found) = before.find() {
                 return Ok(Some(found));
             }
-            if FileId::at(path).is_some_and(|new| Some(new) != old) {
+            if before.is_replaced() {
                 return Ok(None);
             }
             if Instant::now() >= ask_at {
@@ -303,7 +302,7 @@ impl Node {
             return Ok(rdb.into_snapshot());
         }
         let path = self.rdb_path(&mut conn).map_err(in_words)?;
-        let old = FileId::at(&path);
+        let before = Before::look(&path);
         match self.begin_save(&mut conn, &path, stop, progress)? {
             Some(file) => {
                 if let Some(snapshot) = self.follow_save(file, stop, progress)? {
@@ -311,7 +310,7 @@ impl Node {
                 }
             }
             // A small one was renamed at once, and is whole. It may also be what a child before it has saved.
-            None if FileId::at(&path).is_some_and(|new| Some(new) != old) => {
+            None if before.is_replaced() => {
                 if let Some(rdb) = self.usable_rdb(&mut conn).map_err(in_words)?.filter(new_enough) {
                     return Ok(rdb.into_snapshot());
                 }
@@ -326,8 +325,10 @@ impl Node {
     /// The snapshot that the server is saving for another target, where it serves.
     fn snapshot_in_the_making(&self, at_least: OpId) -> Result<Option<Snapshot>, String> {
         let Some(making) = self.making.lock().clone() else { return Ok(None) };
-        let op = making.position.op_id;
-        let fits = op >= at_least && op + 1 >= self.log.oldest();
+        let (op, own) = (making.position.op_id, self.log.lineage());
+        // The node may have been another's target since.
+        let known = making.position.lineage.history_of(op) == own.history_of(op) && op <= self.log.written();
+        let fits = known && op >= at_least && op + 1 >= self.log.oldest();
         match making.file.look() {
             Ok(grown) if fits && !grown.whole => making.snapshot().map(Some),
             _ => Ok(None),
