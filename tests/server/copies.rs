@@ -31,14 +31,19 @@ fn noise(seed: usize, len: usize) -> Vec<u8> {
 /// A source whose saves take some seconds.
 fn slow_source(v: Version, bytes: usize) -> Server {
     let source = Server::builder(v).arg("service-id", 0).start();
+    fill(&source, bytes);
+    set_delay(&source, 1500);
+    source
+}
+
+/// So many bytes in each key.
+fn fill(source: &Server, bytes: usize) {
     source.wait_state("capturing");
     let mut pipe = Pipe::new();
     for n in 0..KEYS {
         pipe.add(&[b"SET".as_slice(), format!("key {n}").as_bytes(), &noise(n, bytes)]);
     }
     source.client().run_good(&pipe);
-    set_delay(&source, 1500);
-    source
 }
 
 fn set_delay(source: &Server, micros: u32) {
@@ -171,6 +176,25 @@ fn a_copy_that_does_not_fit_changes_nothing(v: Version) {
     wait_syncs(&target, 1);
 }
 for_some_servers!(a_copy_that_does_not_fit_changes_nothing);
+
+/// The save fails for lack of room at the source, after a part of it was sent.
+fn a_save_that_does_not_fit_changes_nothing(v: Version) {
+    let disk = SmallDisk::new(48);
+    let source = Server::builder(v).arg("service-id", 0).dir(disk.path()).start();
+    fill(&source, 4000);
+    set_delay(&source, 300);
+    disk.fill(5 << 20);
+    let target = with_own_data(v, &source.endpoint());
+    cmd!(target.client(), "DR.RESYNC").ok();
+    wait_halfway(&source, &target);
+    target.wait_status("told", |s| s.text("link/last_error").contains("BGSAVE has failed"));
+    assert_untouched(&target);
+    disk.empty();
+    set_delay(&source, 0);
+    wait_equal(&source, &target);
+    wait_syncs(&target, 1);
+}
+for_some_servers!(a_save_that_does_not_fit_changes_nothing);
 
 fn a_target_that_is_killed_meanwhile_begins_again(v: Version) {
     let source = slow_source(v, 200);
