@@ -4,6 +4,7 @@
 //! DR._LOAD PART and TEXT, the rest by RESTORE. What cannot be cut and so holds the server up for as long as it is
 //! large: module values, and the pending entries of a stream's groups.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -11,19 +12,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use oplog_format::{codec, Lineage, OpId};
 
+use super::handoff::{self, Batch, Prepared, Ticket};
+use super::like_integer;
 use super::ttl::{hold, released, HOLD_FIELD_MS};
+use super::wire::{push_key, LoadKey};
 use crate::local::{Conn, LocalError, Reply};
 use crate::snapshot::reader::Key;
 use crate::snapshot::split::Command;
 use crate::snapshot::{
-    pieces, pieces_of_file, restore_payload, Event, Flavor, PieceOptions, RdbReader, SnapshotError,
-    TextPieces,
+    pieces, pieces_of_file, plain_text, restore_payload, Event, Flavor, PieceOptions, RdbReader,
+    SnapshotError, TextPieces,
 };
 
 /// Type of strings in a file.
 const STRING: u8 = 0;
 /// Keys of one command.
-const BATCH_KEYS: usize = 64;
+const BATCH_KEYS: usize = 128;
 /// Bytes of one command, above which a key comes alone.
 const BATCH_BYTES: usize = 128 * 1024;
 /// Values of more than so many bytes are read from the file piece by piece, and not kept in memory.
@@ -127,10 +131,12 @@ impl From<LocalError> for LoadError {
     }
 }
 
-struct Batch {
+/// Keys that go together.
+#[derive(Default)]
+struct Waiting {
     db: u32,
-    /// Name, expiry as text, payload.
-    keys: Vec<(Vec<u8>, String, Vec<u8>)>,
+    packed: Vec<u8>,
+    values: Vec<Option<Prepared>>,
     bytes: usize,
 }
 
@@ -139,8 +145,11 @@ struct Loader<'a> {
     path: &'a Path,
     stop: &'a AtomicBool,
     tell: &'a mut dyn FnMut(LoadProgress),
-    due: usize,
-    batch: Batch,
+    /// Commands whose reply is due, and what they have in memory.
+    due: VecDeque<Option<Ticket>>,
+    keys: Waiting,
+    /// Whether values are made ready here.
+    values: bool,
     progress: LoadProgress,
 }
 
@@ -165,9 +174,10 @@ pub fn load(
     let file =
         File::open(plan.path).map_err(|e| SnapshotError::Io { offset: 0, source: e }.in_file(plan.path))?;
     let mut reader = RdbReader::new(BufReader::with_capacity(1 << 20, file)).keep_at_most(KEEP_BYTES);
-    let batch = Batch { db: 0, keys: Vec::new(), bytes: 0 };
+    let (keys, values) = (Waiting::default(), handoff::takes_values());
     let progress = LoadProgress::default();
-    let mut loader = Loader { conn, path: plan.path, stop, tell, due: 0, batch, progress };
+    let mut loader =
+        Loader { conn, path: plan.path, stop, tell, due: VecDeque::new(), keys, values, progress };
     let whole = plan.only_before.is_none();
     if whole {
         loader.call(&[b"DR._LOAD", b"BEGIN"])?;
@@ -289,8 +299,10 @@ impl Loader<'_> {
     /// A value by RESTORE.
     fn whole(&mut self, key: &Key<'_>, rdb_version: u16, in_memory: bool) -> Result<(), LoadError> {
         let mut payload = Vec::new();
+        let mut text = None;
         if in_memory {
             restore_payload(key.type_byte, key.value, rdb_version, &mut payload);
+            text = self.values.then(|| plain_text(key.type_byte, key.value)).flatten();
         } else {
             let io = |source| SnapshotError::Io { offset: key.value_at, source }.in_file(self.path);
             let mut value = Vec::new();
@@ -299,7 +311,8 @@ impl Loader<'_> {
             file.take(key.value_len).read_to_end(&mut value).map_err(io)?;
             restore_payload(key.type_byte, &value, rdb_version, &mut payload);
         }
-        self.add(key.db, key.key.to_vec(), expiry_to_set(key).unwrap_or(-1), payload)
+        let expire_ms = expiry_to_set(key).unwrap_or(-1);
+        self.add(key.db, &LoadKey { key: key.key, expire_ms, payload: &payload }, text.as_deref())
     }
 
     /// A string piece by piece; `base` is added to where they are.
@@ -358,45 +371,54 @@ impl Loader<'_> {
     /// Sends a command when at most `due` replies are due.
     fn send(&mut self, argv: &[&[u8]], due: usize) -> Result<(), LoadError> {
         self.settle(due)?;
+        self.push(argv, None)
+    }
+
+    fn push(&mut self, argv: &[&[u8]], ticket: Option<Ticket>) -> Result<(), LoadError> {
         self.conn.push(argv);
         self.conn.flush()?;
-        self.due += 1;
+        self.due.push_back(ticket);
         Ok(())
     }
 
-    fn add(&mut self, db: u32, key: Vec<u8>, expire: i64, payload: Vec<u8>) -> Result<(), LoadError> {
-        let bytes = key.len() + payload.len();
-        let full = self.batch.keys.len() >= BATCH_KEYS || self.batch.bytes + bytes > BATCH_BYTES;
-        if db != self.batch.db || full {
+    fn add(&mut self, db: u32, key: &LoadKey<'_>, text: Option<&[u8]>) -> Result<(), LoadError> {
+        let bytes = key.key.len() + key.payload.len() + text.map_or(0, <[u8]>::len);
+        let full = self.keys.values.len() >= BATCH_KEYS || self.keys.bytes + bytes > BATCH_BYTES;
+        if db != self.keys.db || full {
             self.flush()?;
         }
-        self.batch.db = db;
-        self.batch.bytes += bytes;
-        self.batch.keys.push((key, expire.to_string(), payload));
+        self.keys.db = db;
+        self.keys.bytes += bytes;
+        push_key(&mut self.keys.packed, key).map_err(LoadError::Refused)?;
+        self.keys.values.push(text.filter(|t| !like_integer(t)).and_then(Prepared::new));
         self.progress.keys += 1;
         Ok(())
     }
 
+    /// Hands the keys over: in memory where that is possible, and else all of them by the connection.
     fn flush(&mut self) -> Result<(), LoadError> {
-        if self.batch.keys.is_empty() {
+        if self.keys.values.is_empty() {
             return Ok(());
         }
-        let keys = std::mem::take(&mut self.batch.keys);
-        let large = std::mem::take(&mut self.batch.bytes) > BATCH_BYTES;
-        let db = self.batch.db.to_string();
-        let mut argv: Vec<&[u8]> = vec![b"DR._LOAD", b"KEYS", db.as_bytes()];
-        for (key, expire, payload) in &keys {
-            argv.extend([key.as_slice(), expire.as_bytes(), payload.as_slice()]);
+        let keys = std::mem::take(&mut self.keys);
+        self.settle(if keys.bytes > BATCH_BYTES { 0 } else { IN_FLIGHT - 1 })?;
+        let prepared = if handoff::is_possible() { Prepared::new(&keys.packed) } else { None };
+        if let Some(packed) = prepared {
+            let batch = Batch::Keys(handoff::Keys { db: keys.db, packed, values: keys.values });
+            if let Ok(ticket) = handoff::put(batch) {
+                let token = ticket.token().to_string();
+                return self.push(&[b"DR._LOAD", b"REF", token.as_bytes()], Some(ticket));
+            }
         }
-        self.send(&argv, if large { 0 } else { IN_FLIGHT - 1 })
+        self.push(&[b"DR._LOAD", b"PACK", keys.db.to_string().as_bytes(), &keys.packed], None)
     }
 
     /// Reads replies until at most `keep` are due.
     fn settle(&mut self, keep: usize) -> Result<(), LoadError> {
-        while self.due > keep {
+        while self.due.len() > keep {
             match self.conn.read_reply()? {
                 Reply::Error(e) => return Err(LoadError::Refused(e)),
-                _ => self.due -= 1,
+                _ => drop(self.due.pop_front()),
             }
         }
         Ok(())

@@ -30,6 +30,11 @@ pub enum LoadCommand<'a> {
         /// The keys.
         keys: Vec<LoadKey<'a>>,
     },
+    /// As [`LoadCommand::Keys`], of a batch in memory.
+    Ref {
+        /// Its token, see [`super::handoff`].
+        token: u64,
+    },
     /// Runs one command.
     Command {
         /// Database.
@@ -125,6 +130,10 @@ pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
             let keys: Result<Vec<LoadKey<'a>>, String> = keys.chunks(3).map(parse).collect();
             Ok(LoadCommand::Keys { db: number(db, "database")?, keys: keys? })
         }
+        (b"PACK", [db, packed]) => {
+            Ok(LoadCommand::Keys { db: number(db, "database")?, keys: unpack_keys(packed)? })
+        }
+        (b"REF", [token]) => Ok(LoadCommand::Ref { token: number(token, "token")? }),
         (b"CMD", [db, argv @ ..]) if !argv.is_empty() => {
             Ok(LoadCommand::Command { db: number(db, "database")?, argv: argv.to_vec() })
         }
@@ -151,8 +160,55 @@ pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
             history: History::from_bytes(history).map_err(|e| e.to_string())?,
             first_op: number(op, "op id")?,
         }),
-        _ => Err("DR._LOAD TRY | BEGIN | KEYS | CMD | CMDS | PART | READY | TEXT | END | HISTORY".to_owned()),
+        _ => {
+            Err("DR._LOAD TRY | BEGIN | KEYS | PACK | REF | CMD | CMDS | PART | READY | TEXT | END | HISTORY"
+                .to_owned())
+        }
     }
+}
+
+/// Bytes of a packed key before its name: length of the name, length of the payload, expiry.
+const PACKED_HEAD: usize = 4 + 8 + 8;
+
+/// Appends a key: u32 length of the name, u64 length of the payload, i64 expiry, name, payload.
+///
+/// # Errors
+/// The name is longer than any server takes.
+pub fn push_key(packed: &mut Vec<u8>, key: &LoadKey<'_>) -> Result<(), String> {
+    let name = u32::try_from(key.key.len()).map_err(|_| "a key's name is too long".to_owned())?;
+    packed.reserve(PACKED_HEAD + key.key.len() + key.payload.len());
+    packed.extend_from_slice(&name.to_le_bytes());
+    packed.extend_from_slice(&(key.payload.len() as u64).to_le_bytes());
+    packed.extend_from_slice(&key.expire_ms.to_le_bytes());
+    packed.extend_from_slice(key.key);
+    packed.extend_from_slice(key.payload);
+    Ok(())
+}
+
+/// The keys of what [`push_key`] has made.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn unpack_keys(mut packed: &[u8]) -> Result<Vec<LoadKey<'_>>, String> {
+    let mut keys = Vec::new();
+    while !packed.is_empty() {
+        let (key, rest) = unpack_key(packed).ok_or("keys are cut off")?;
+        keys.push(key);
+        packed = rest;
+    }
+    if keys.is_empty() {
+        return Err("no keys".to_owned());
+    }
+    Ok(keys)
+}
+
+fn unpack_key(packed: &[u8]) -> Option<(LoadKey<'_>, &[u8])> {
+    let (name, rest) = packed.split_first_chunk::<4>()?;
+    let (payload, rest) = rest.split_first_chunk::<8>()?;
+    let (expire_ms, rest) = rest.split_first_chunk::<8>()?;
+    let (key, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*name)).ok()?)?;
+    let (payload, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*payload)).ok()?)?;
+    Some((LoadKey { key, expire_ms: i64::from_le_bytes(*expire_ms), payload }, rest))
 }
 
 /// Commands, each behind the number of its arguments.
@@ -184,6 +240,24 @@ mod tests {
                 keys: vec![LoadKey { key: b"k", expire_ms: -1, payload: b"payload" }]
             })
         );
+        let mut packed = Vec::new();
+        let two = [
+            LoadKey { key: b"k", expire_ms: -1, payload: b"payload" },
+            LoadKey { key: b"", expire_ms: i64::MAX, payload: b"" },
+        ];
+        two.iter().for_each(|k| push_key(&mut packed, k).unwrap());
+        let pack: [&[u8]; 4] = [b"DR._LOAD", b"PACK", b"3", &packed];
+        assert_eq!(decode_load(&pack), Ok(LoadCommand::Keys { db: 3, keys: two.to_vec() }));
+        for len in (0..packed.len()).filter(|len| *len != PACKED_HEAD + 8) {
+            assert!(unpack_keys(&packed[..len]).is_err(), "{len}");
+        }
+        for at in 0..12 {
+            let mut huge = packed.clone();
+            huge[at] = 0xff;
+            assert!(unpack_keys(&huge).is_err(), "{at}");
+        }
+        let reference: [&[u8]; 3] = [b"DR._LOAD", b"REF", b"17"];
+        assert_eq!(decode_load(&reference), Ok(LoadCommand::Ref { token: 17 }));
         let lineage = codec::encode(&Lineage::default()).unwrap();
         let end: [&[u8]; 4] = [b"DR._LOAD", b"END", b"77", &lineage];
         assert_eq!(decode_load(&end), Ok(LoadCommand::End { op_id: 77, lineage: Lineage::default() }));
@@ -203,6 +277,8 @@ mod tests {
             &[b"DR._LOAD", b"KEYS", b"0"],
             &[b"DR._LOAD", b"END", b"77", b"??"],
             &[b"DR._LOAD", b"CMD", b"0"],
+            &[b"DR._LOAD", b"REF", b"-1"],
+            &[b"DR._LOAD", b"PACK", b"3", b""],
             &[b"DR._LOAD", b"DANCE"],
             &[b"DR._LOAD"],
         ] {

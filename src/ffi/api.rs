@@ -136,6 +136,18 @@ impl Ctx {
         let command = c_text(command);
         let strings: Vec<OwnedString> = args.iter().map(|a| OwnedString::new(self, a)).collect();
         let mut pointers: Vec<*mut RedisModuleString> = strings.iter().map(|s| s.ptr).collect();
+        self.replicate_strings(&command, &mut pointers)
+    }
+
+    /// Propagates a command whose last argument is a string of the server's, which is not copied.
+    pub fn replicate_before(self, command: &str, args: &[&[u8]], last: *mut RedisModuleString) -> c_int {
+        let command = c_text(command);
+        let strings: Vec<OwnedString> = args.iter().map(|a| OwnedString::new(Self::NONE, a)).collect();
+        let mut pointers: Vec<_> = strings.iter().map(|s| s.ptr).chain([last]).collect();
+        self.replicate_strings(&command, &mut pointers)
+    }
+
+    fn replicate_strings(self, command: &CString, pointers: &mut [*mut RedisModuleString]) -> c_int {
         // SAFETY: the table is filled in OnLoad; "v" takes an array of strings and its length, both alive here.
         match unsafe { raw::RedisModule_Replicate } {
             // SAFETY: as above.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use oplog_format::{encode_entry, EntryMeta, EntryRef};
 
-use super::api::Ctx;
+use super::api::{bytes, Ctx};
 use super::internal::{comes_too_late, is_from_master, is_own, is_replayed, refuse, TOO_LATE};
 use super::{call, plain_set, shared, stage};
 use crate::apply::execute::{apply_entry, ApplyContext, Divergence, Executor};
-use crate::apply::wire::{self, LoadCommand};
+use crate::apply::handoff::{self, Batch, Prepared};
+use crate::apply::wire::{self, LoadCommand, LoadKey};
 use crate::runtime::gate::GateMode;
 use crate::runtime::shared::{Mode, ReplicaEvent, Shared};
-use crate::snapshot::plain_string;
 
 /// Runs ops by calling the server's commands.
 struct Calls {
@@ -189,6 +189,30 @@ fn try_restore(ctx: Ctx, payload: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Restores keys; for each, in order, its value may have been made ready. Nothing is replicated.
+fn load_keys(
+    exec: &mut Calls,
+    db: u32,
+    keys: &[LoadKey<'_>],
+    values: Vec<Option<Prepared>>,
+) -> Result<(), String> {
+    exec.select(db)?;
+    // As one command, as entries are, and not each key by itself.
+    exec.flags = "";
+    let mut values = values.into_iter();
+    keys.iter().try_for_each(|k| {
+        let ready = values.next().flatten();
+        if exec.plain_sets && plain_set::restore(exec.ctx, k, ready) {
+            return Ok(());
+        }
+        let ttl = k.expire_ms.max(0).to_string();
+        let restore: [&[u8]; 5] = [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE"];
+        let with_ttl: [&[u8]; 6] = [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE", b"ABSTTL"];
+        let done = if k.expire_ms < 0 { exec.call(&restore) } else { exec.call(&with_ttl) };
+        done.map_err(|e| format!("key {}: {e}", String::from_utf8_lossy(k.key)))
+    })
+}
+
 fn run_load(
     ctx: Ctx,
     shared: &Arc<Shared>,
@@ -208,22 +232,17 @@ fn run_load(
             exec.call(&[b"FLUSHALL", b"ASYNC"])
         }
         LoadCommand::Keys { db, keys } => {
-            exec.select(db)?;
-            // As one command, as entries are, and not each key by itself.
-            exec.flags = "";
-            keys.iter().try_for_each(|k| {
-                let plain = plain_string(k.payload).filter(|_| exec.plain_sets && k.expire_ms < 0);
-                if plain.is_some_and(|value| plain_set::restore(ctx, k.key, value)) {
-                    return Ok(());
-                }
-                let ttl = k.expire_ms.max(0).to_string();
-                let restore: [&[u8]; 5] = [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE"];
-                let with_ttl: [&[u8]; 6] =
-                    [b"RESTORE", k.key, ttl.as_bytes(), k.payload, b"REPLACE", b"ABSTTL"];
-                let done = if k.expire_ms < 0 { exec.call(&restore) } else { exec.call(&with_ttl) };
-                done.map_err(|e| format!("key {}: {e}", String::from_utf8_lossy(k.key)))
-            })?;
+            load_keys(exec, db, &keys, Vec::new())?;
             ctx.replicate_verbatim();
+            Ok(())
+        }
+        LoadCommand::Ref { token } => {
+            // What a master or an AOF has sent names nothing in this process.
+            let batch = if is_replayed(ctx) { None } else { handoff::take(token) };
+            let Some(Batch::Keys(batch)) = batch else { return Err(format!("there is no batch {token}")) };
+            let packed = batch.packed.ptr().cast();
+            load_keys(exec, batch.db, &wire::unpack_keys(bytes(packed))?, batch.values)?;
+            ctx.replicate_before("DR._LOAD", &[b"PACK", batch.db.to_string().as_bytes()], packed);
             Ok(())
         }
         LoadCommand::Command { db, argv } => {

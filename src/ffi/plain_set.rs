@@ -20,20 +20,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis_module::raw;
 
-use super::api::{api, Ctx, OwnedString, RedisModuleCtx, OK};
-use super::{call, guarded};
-use crate::apply::ServerCaps;
+use super::api::{api, Ctx, OwnedString, RedisModuleCtx, RedisModuleString, OK};
+use super::{call, guarded, shared};
+use crate::apply::handoff::{self, Prepared};
+use crate::apply::ttl::released;
+use crate::apply::wire::LoadKey;
+use crate::apply::{like_integer, ServerCaps};
+use crate::snapshot::plain_string;
 
 /// Whether other modules could notice.
 static ALONE: AtomicBool = AtomicBool::new(false);
 /// Events that the command and the key API cause alike: up to those of modules.
 const KNOWN_EVENTS: c_int = (1 << 14) - 1;
-/// The longest text of a 64-bit integer.
-const INTEGER_LEN: usize = 20;
 
 /// Looks which modules are there, now and whenever that changes.
 pub fn register(ctx: Ctx) {
     look(ctx);
+    handoff::register(handoff::Server { make, free, takes, takes_values });
     let event = raw::RedisModuleEvent { id: raw::REDISMODULE_EVENT_MODULE_CHANGE, dataver: 1 };
     if api!(RedisModule_SubscribeToServerEvent(ctx.0, event, Some(on_module)) else 1) != OK {
         ALONE.store(false, Ordering::Relaxed);
@@ -56,37 +59,74 @@ fn look(ctx: Ctx) {
     ALONE.store(alone, Ordering::Relaxed);
 }
 
+/// A string without a context: nothing but the allocator is touched, and that may be used by any thread.
+fn make(bytes: &[u8]) -> *mut c_void {
+    api!(RedisModule_CreateString(ptr::null_mut(), bytes.as_ptr().cast(), bytes.len()) else ptr::null_mut())
+        .cast()
+}
+
+fn free(string: *mut c_void) {
+    api!(RedisModule_FreeString(ptr::null_mut(), string.cast()) else ());
+}
+
+/// Before 7.0 what is replicated otherwise than verbatim comes as a transaction, in which the server's commands do not do
+/// quite the same.
+fn takes() -> bool {
+    shared().is_some_and(|s| s.caps().since(0x07_00_00))
+}
+
+fn takes_values() -> bool {
+    shared().is_some_and(|s| known(s.caps())) && ALONE.load(Ordering::Relaxed)
+}
+
+fn known(caps: ServerCaps) -> bool {
+    caps.since(if caps.valkey { 0x09_00_00 } else { 0x07_00_00 })
+}
+
 /// Whether plain SETs of this entry may go this way.
 pub fn allowed(ctx: Ctx, caps: ServerCaps) -> bool {
-    let known = if caps.valkey { caps.version >= 0x09_00_00 } else { caps.version >= 0x07_00_00 };
-    known
+    known(caps)
         && ALONE.load(Ordering::Relaxed)
         && ctx.flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER == 0
         && api!(RedisModule_GetNotifyKeyspaceEvents() else c_int::MAX) & !KNOWN_EVENTS == 0
 }
 
-/// Whether the command might store this as an integer.
-fn like_integer(value: &[u8]) -> bool {
-    value.len() <= INTEGER_LEN && value.first().is_some_and(|b| b.is_ascii_digit() || *b == b'-')
-}
-
 /// Sets the key as SET does. False: nothing was done, the command has to be called.
 pub fn set(ctx: Ctx, key: &[u8], value: &[u8]) -> bool {
-    store(ctx, key, value, (raw::REDISMODULE_NOTIFY_STRING, c"set"))
+    store_bytes(ctx, key, value, None, (raw::REDISMODULE_NOTIFY_STRING, c"set"))
 }
 
-/// Sets the key as RESTORE of a plain string without expiry does. False: nothing was done.
-pub fn restore(ctx: Ctx, key: &[u8], value: &[u8]) -> bool {
-    store(ctx, key, value, (raw::REDISMODULE_NOTIFY_GENERIC, c"restore"))
-}
-
-fn store(ctx: Ctx, key: &[u8], value: &[u8], (class, event): (c_int, &CStr)) -> bool {
-    if like_integer(value) {
+/// Sets the key as RESTORE of a plain string does; `ready` is its value, where that was made ready. False: nothing was
+/// done, or the command has to do it again.
+pub fn restore(ctx: Ctx, key: &LoadKey<'_>, ready: Option<Prepared>) -> bool {
+    let event = (raw::REDISMODULE_NOTIFY_GENERIC, c"restore");
+    // An expiry that is not held may be over, and RESTORE then stores nothing.
+    if key.expire_ms >= 0 && released(key.expire_ms).is_none() {
         return false;
     }
+    let expire = (key.expire_ms >= 0).then_some(key.expire_ms);
+    if let Some(ready) = ready {
+        return store(ctx, key.key, ready.ptr().cast(), expire, event);
+    }
+    plain_string(key.payload).is_some_and(|value| store_bytes(ctx, key.key, value, expire, event))
+}
+
+fn store_bytes(ctx: Ctx, key: &[u8], value: &[u8], expire: Option<i64>, event: (c_int, &CStr)) -> bool {
     // Without a context, so that no list of what is to be freed grows.
-    let (name, text) = (OwnedString::new(Ctx::NONE, key), OwnedString::new(Ctx::NONE, value));
-    if name.ptr().is_null() || text.ptr().is_null() {
+    let text = OwnedString::new(Ctx::NONE, value);
+    !like_integer(value) && !text.ptr().is_null() && store(ctx, key, text.ptr(), expire, event)
+}
+
+/// Makes a key of the string, which it shares with the caller until that frees its own reference.
+fn store(
+    ctx: Ctx,
+    key: &[u8],
+    text: *mut RedisModuleString,
+    expire: Option<i64>,
+    (class, event): (c_int, &CStr),
+) -> bool {
+    let name = OwnedString::new(Ctx::NONE, key);
+    if name.ptr().is_null() {
         return false;
     }
     let handle = api!(RedisModule_OpenKey(ctx.0, name.ptr(), raw::REDISMODULE_WRITE as c_int)
@@ -95,28 +135,14 @@ fn store(ctx: Ctx, key: &[u8], value: &[u8], (class, event): (c_int, &CStr)) -> 
     if handle.is_null() {
         return false;
     }
-    let done = api!(RedisModule_StringSet(handle, text.ptr()) else 1) == OK;
+    let mut done = api!(RedisModule_StringSet(handle, text) else 1) == OK;
+    if let Some(ms) = expire {
+        done = done && api!(RedisModule_SetAbsExpire(handle, ms) else 1) == OK;
+    }
     // Tells watchers and tracking clients, as the command does before the event.
     api!(RedisModule_CloseKey(handle) else ());
     if done {
         api!(RedisModule_NotifyKeyspaceEvent(ctx.0, class, event.as_ptr(), name.ptr()) else 0);
     }
     done
-}
-
-#[cfg(test)]
-mod tests {
-    use super::like_integer;
-
-    #[test]
-    fn what_could_be_an_integer_goes_the_long_way() {
-        for text in
-            ["0", "123", "-1", "9223372036854775807", "-9223372036854775808", "18446744073709551615", "1x"]
-        {
-            assert!(like_integer(text.as_bytes()), "{text}");
-        }
-        for text in ["", "abc", "+1", " 1", "184467440737095516150"] {
-            assert!(!like_integer(text.as_bytes()), "{text}");
-        }
-    }
 }

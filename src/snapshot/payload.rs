@@ -7,8 +7,12 @@
 //! numbering goes from 11 to 80 and types mean other things in between. So an older server refuses what a newer
 //! one saved, although many values would be the same. [`lowest_version`] tells which ones.
 
+use std::borrow::Cow;
+
 use super::crc64::Crc64;
+use super::input::{Slice, Take};
 use super::reader::Flavor;
+use super::strings::read_string;
 use super::value::types;
 
 /// Bytes of a payload that are not the value.
@@ -42,6 +46,19 @@ pub fn plain_string(payload: &[u8]) -> Option<&[u8]> {
         _ => return None,
     };
     value.get(head..).filter(|text| text.len() as u64 == len)
+}
+
+/// The text of a string value as it is in a file, where RESTORE would store that text: not where it is a number. It may
+/// be compressed. What is damaged is left to the server.
+#[must_use]
+pub fn plain_text(type_byte: u8, raw: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let encoded_number = |b: &u8| matches!(b, 0xc0..=0xc2);
+    if type_byte != types::STRING || raw.first().is_none_or(encoded_number) {
+        return None;
+    }
+    let mut input = Slice::new(raw);
+    let text = read_string(&mut input).ok()?;
+    input.is_at_end().ok()?.then_some(text)
 }
 
 /// The first RDB version that has a type, or nothing for a type that this code does not know.

@@ -191,7 +191,10 @@ fn what_is_the_modules_is_nobody_elses(version: Version) {
         for line in [
             "DR.APPLY 1 x",
             "DR.APPLY",
+            "DR.APPLY 1 REF 1",
             "DR._LOAD x",
+            "DR._LOAD REF 1",
+            "DR._LOAD PACK 0 x",
             "DR._LOAD",
             "DR._SELECT",
             "DR._REBASE 0",

@@ -9,6 +9,7 @@ mod aof;
 mod attach;
 mod auth;
 mod aux;
+mod by_reference;
 mod cleaner;
 mod commands;
 mod compression;
