@@ -26,6 +26,13 @@ pub trait Executor {
     fn set(&mut self, name: &[u8], key: &[u8], value: &[u8]) -> Result<(), String> {
         self.call(&[name, key, value])
     }
+    /// Runs `SET key value PXAT ms`, as [`Self::call`] would.
+    ///
+    /// # Errors
+    /// The server's words.
+    fn set_until(&mut self, argv: &[&[u8]; 5]) -> Result<(), String> {
+        self.call(argv)
+    }
 }
 
 /// How an entry is applied.
@@ -127,7 +134,14 @@ fn run(exec: &mut dyn Executor, argv: &[&[u8]], clock: &Clock, ran: &mut u64) ->
         }
     }
     let mut call = |argv: &[&[u8]]| {
-        exec.call(argv)?;
+        match argv.first_chunk::<5>().filter(|_| argv.len() == 5) {
+            Some(argv @ [name, .., option, _])
+                if name.eq_ignore_ascii_case(b"SET") && option.eq_ignore_ascii_case(b"PXAT") =>
+            {
+                exec.set_until(argv)?;
+            }
+            _ => exec.call(argv)?,
+        }
         *ran += 1;
         Ok(())
     };

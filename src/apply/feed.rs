@@ -1,7 +1,8 @@
 //! The feed: reads the own log and sends each entry to the server as DR.APPLY, a few in flight.
 //!
 //! The server takes an entry only where it continues the dataset, so that sending again is always safe: after
-//! LOADING, BUSY or a lost connection the feed asks for the position and goes on from there.
+//! LOADING, BUSY or a lost connection the feed asks for the position and goes on from there. A long entry is handed over in
+//! memory, see [`super::handoff`], and the command only names it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,13 +13,20 @@ use std::time::{Duration, Instant};
 use oplog_format::{decode_entry, split_after, Decoded, EntryHeader, OpId};
 use parking_lot::Mutex;
 
-use super::claims;
-use super::ServerCaps;
+use super::handoff::{self, Ticket};
+use super::{claims, prepare, ServerCaps};
 use crate::local::{Address, Conn, LocalError, Reply, Secret, Stream};
 use crate::store::{Log, LogReader, ReadError, StoreError};
 
-/// Entries in flight. More would only lengthen the server's turns: each is up to 256 ops.
+/// Entries in flight that the server reads by the way. More would only lengthen its turns: each is up to 256 ops.
 const IN_FLIGHT: usize = 4;
+/// Entries in flight of which the server reads no two in one turn: enough to do for it while this thread waits for a
+/// processor.
+const LONG_IN_FLIGHT: usize = 8;
+/// A server stops reading behind an argument of so many bytes (`PROTO_MBULK_BIG_ARG`).
+const LONG_BYTES: usize = 32 * 1024;
+/// Entries of so many bytes, which are single ops or transactions, are handed over in memory.
+const IN_MEMORY_BYTES: usize = 128 * 1024;
 /// Bytes in flight, beyond which one entry at a time is sent.
 const IN_FLIGHT_BYTES: usize = 1 << 20;
 /// Bytes read from the log at once.
@@ -229,9 +237,17 @@ fn reader_at(log: &Arc<Log>, next: OpId) -> Result<(LogReader, Vec<u8>), ReadErr
 struct Session<'a> {
     inner: &'a Inner,
     conn: &'a mut Conn,
-    /// Last op and length of each entry whose reply is due.
-    due: VecDeque<(OpId, usize)>,
+    /// Entries whose reply is due.
+    due: VecDeque<Due>,
     due_bytes: usize,
+}
+
+/// An entry whose reply is due.
+struct Due {
+    last: OpId,
+    bytes: usize,
+    /// Its place in memory, where it was not sent.
+    _ticket: Option<Ticket>,
 }
 
 fn session(config: &FeedConfig, inner: &Inner, conn: &mut Conn) -> Result<FeedEnd, LocalError> {
@@ -335,15 +351,25 @@ impl Session<'_> {
         let Ok(header) = EntryHeader::decode(frame) else {
             return Ok(Next::End(FeedEnd::Failed("own log: an entry has no header".into())));
         };
-        while self.due.len() >= IN_FLIGHT || self.due_bytes > IN_FLIGHT_BYTES {
+        // Before it is waited: the main thread works on the ones before meanwhile.
+        let batch = if frame.len() >= IN_MEMORY_BYTES { prepare::entry(frame) } else { None };
+        while self.is_full() {
             self.conn.flush()?;
             match self.reply()? {
                 Next::Go => {}
                 other => return Ok(other),
             }
         }
-        self.conn.push(&[b"DR.APPLY", header.first_op().to_string().as_bytes(), frame]);
-        self.due.push_back((header.meta.last_op, frame.len()));
+        let ticket = batch.and_then(|batch| handoff::put(batch).ok());
+        let first = header.first_op().to_string();
+        match &ticket {
+            Some(ticket) => {
+                let token = ticket.token().to_string();
+                self.conn.push(&[b"DR.APPLY", first.as_bytes(), b"REF", token.as_bytes()]);
+            }
+            None => self.conn.push(&[b"DR.APPLY", first.as_bytes(), frame]),
+        }
+        self.due.push_back(Due { last: header.meta.last_op, bytes: frame.len(), _ticket: ticket });
         self.due_bytes += frame.len();
         if frame.len() > IN_FLIGHT_BYTES {
             self.conn.flush()?;
@@ -351,10 +377,17 @@ impl Session<'_> {
         Ok(Next::Go)
     }
 
+    /// Whether an entry has to wait.
+    fn is_full(&self) -> bool {
+        let long = self.due.iter().filter(|due| due.bytes > LONG_BYTES).count();
+        let weight = LONG_IN_FLIGHT / IN_FLIGHT * (self.due.len() - long) + long;
+        weight >= LONG_IN_FLIGHT || self.due_bytes > IN_FLIGHT_BYTES
+    }
+
     fn take_due(&mut self) -> Option<OpId> {
-        let (last, len) = self.due.pop_front()?;
-        self.due_bytes -= len;
-        Some(last)
+        let due = self.due.pop_front()?;
+        self.due_bytes -= due.bytes;
+        Some(due.last)
     }
 
     /// Reads one reply.

@@ -88,11 +88,22 @@ pub struct Keys {
     pub values: Vec<Option<Prepared>>,
 }
 
+/// An entry of the log.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its frame: what replicas and the AOF get.
+    pub frame: Prepared,
+    /// Values that SETs in it store as they are, each with its place in the payload, in order.
+    pub values: Vec<(usize, Prepared)>,
+}
+
 /// What is handed over.
 #[derive(Debug)]
 pub enum Batch {
     /// Keys of a snapshot.
     Keys(Keys),
+    /// An entry of the log.
+    Entry(Entry),
 }
 
 /// A token and its batch.
@@ -175,7 +186,10 @@ mod tests {
     }
 
     fn db_of(batch: Option<Batch>) -> Option<u32> {
-        batch.map(|Batch::Keys(keys)| keys.db)
+        batch.map(|batch| match batch {
+            Batch::Keys(keys) => keys.db,
+            Batch::Entry(_) => panic!("no entry was put"),
+        })
     }
 
     #[test]

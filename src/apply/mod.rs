@@ -8,6 +8,7 @@ mod expiry_keys;
 pub mod feed;
 pub mod handoff;
 pub mod load;
+pub mod prepare;
 pub mod rebase;
 pub mod release_key;
 mod stream_trim;

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use oplog_format::{encode_entry, EntryMeta, EntryRef};
 
-use super::api::{bytes, Ctx};
+use super::api::{bytes, Ctx, RedisModuleString};
 use super::internal::{comes_too_late, is_from_master, is_own, is_replayed, refuse, TOO_LATE};
 use super::{call, plain_set, shared, stage};
 use crate::apply::execute::{apply_entry, ApplyContext, Divergence, Executor};
 use crate::apply::handoff::{self, Batch, Prepared};
+use crate::apply::ttl::released;
 use crate::apply::wire::{self, LoadCommand, LoadKey};
+use crate::apply::ServerCaps;
 use crate::runtime::gate::GateMode;
 use crate::runtime::shared::{Mode, ReplicaEvent, Shared};
 
@@ -21,6 +23,33 @@ struct Calls {
     flags: &'static str,
     /// Plain SETs go by the key API.
     plain_sets: bool,
+    /// Values that were made ready.
+    ready: Ready,
+}
+
+impl Calls {
+    fn new(ctx: Ctx, caps: ServerCaps, flags: &'static str) -> Self {
+        Self { ctx, flags, plain_sets: plain_set::allowed(ctx, caps), ready: Ready::of(&[], Vec::new()) }
+    }
+}
+
+/// Values of an entry that its sender has made ready, found by where they stand.
+struct Ready {
+    payload: usize,
+    values: std::iter::Peekable<std::vec::IntoIter<(usize, Prepared)>>,
+}
+
+impl Ready {
+    fn of(payload: &[u8], values: Vec<(usize, Prepared)>) -> Self {
+        Self { payload: payload.as_ptr().addr(), values: values.into_iter().peekable() }
+    }
+
+    /// The one that is a copy of `value`, a part of the payload. They are asked for in order.
+    fn take(&mut self, value: &[u8]) -> Option<Prepared> {
+        let at = value.as_ptr().addr().checked_sub(self.payload)?;
+        while self.values.next_if(|(of, _)| *of < at).is_some() {}
+        self.values.next_if(|(of, _)| *of == at).map(|(_, ready)| ready)
+    }
 }
 
 impl Executor for Calls {
@@ -47,10 +76,24 @@ impl Executor for Calls {
     }
 
     fn set(&mut self, name: &[u8], key: &[u8], value: &[u8]) -> Result<(), String> {
-        if self.plain_sets && plain_set::set(self.ctx, key, value) {
+        if self.plain_sets && plain_set::set(self.ctx, key, value, self.ready.take(value), None) {
             return Ok(());
         }
         self.call(&[name, key, value])
+    }
+
+    fn set_until(&mut self, argv: &[&[u8]; 5]) -> Result<(), String> {
+        let [_, key, value, _, ms] = argv;
+        // One that is not held may be over, which the command looks at.
+        let held =
+            std::str::from_utf8(ms).ok().and_then(|ms| ms.parse().ok()).filter(|ms| released(*ms).is_some());
+        if self.plain_sets
+            && held.is_some()
+            && plain_set::set(self.ctx, key, value, self.ready.take(value), held)
+        {
+            return Ok(());
+        }
+        self.call(argv)
     }
 }
 
@@ -81,6 +124,48 @@ pub fn apply(ctx: Ctx, args: &[&[u8]]) -> c_int {
     if comes_too_late(ctx) {
         return ctx.reply_error(TOO_LATE);
     }
+    match *args {
+        [name, first, b"REF", token] => apply_in_memory(ctx, shared, [name, first, token]),
+        _ => apply_entry_of(ctx, shared, args, None),
+    }
+}
+
+/// DR.APPLY first_op REF token: an entry that the feed has left in memory.
+fn apply_in_memory(ctx: Ctx, shared: &Arc<Shared>, [name, first, token]: [&[u8]; 3]) -> c_int {
+    let number = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|t| t.parse::<u64>().ok());
+    let (Some(first_op), Some(token)) = (number(first), number(token)) else {
+        return ctx.reply_error("ERR DR.APPLY first_op REF token");
+    };
+    // What a master or an AOF has sent names nothing in this process.
+    if is_replayed(ctx) {
+        return refuse(ctx);
+    }
+    // It stays where it is unless it is to run.
+    let applied = shared.applied.load(Ordering::Acquire);
+    if !shared.applied_known.load(Ordering::Acquire) || first_op != applied + 1 {
+        return refuse_position(ctx, shared);
+    }
+    let Some(Batch::Entry(batch)) = handoff::take(token) else {
+        return ctx.reply_error(&format!("ERR there is no entry {token} in memory"));
+    };
+    let frame = batch.frame.ptr().cast();
+    apply_entry_of(ctx, shared, &[name, first, bytes(frame)], Some(InMemory { values: batch.values, frame }))
+}
+
+/// An entry in memory, besides its bytes.
+struct InMemory {
+    values: Vec<(usize, Prepared)>,
+    frame: *mut RedisModuleString,
+}
+
+fn refuse_position(ctx: Ctx, shared: &Shared) -> c_int {
+    let known = shared.applied_known.load(Ordering::Acquire);
+    let applied = shared.applied.load(Ordering::Acquire);
+    let at = if known { applied.to_string() } else { "unknown".to_owned() };
+    ctx.reply_error(&format!("DRPOSITION {at}"))
+}
+
+fn apply_entry_of(ctx: Ctx, shared: &Arc<Shared>, args: &[&[u8]], in_memory: Option<InMemory>) -> c_int {
     let entry = match wire::decode_apply(args) {
         Ok(entry) => entry,
         Err(e) => return ctx.reply_error(&format!("ERR {e}")),
@@ -91,16 +176,23 @@ pub fn apply(ctx: Ctx, args: &[&[u8]]) -> c_int {
         if is_replayed(ctx) {
             lost_step(shared, &entry, known.then_some(applied));
         }
-        let at = if known { applied.to_string() } else { "unknown".to_owned() };
-        return ctx.reply_error(&format!("DRPOSITION {at}"));
+        return refuse_position(ctx, shared);
     }
     let _caller = Caller::of(ctx);
     let context = ApplyContext { caps: shared.caps(), hold: shared.hold.load(Ordering::Acquire) };
-    let mut exec = Calls { ctx, flags: "", plain_sets: plain_set::allowed(ctx, context.caps) };
+    let mut exec = Calls::new(ctx, context.caps, "");
+    let (values, frame) = in_memory.map(|m| (m.values, m.frame)).unzip();
+    exec.ready = Ready::of(entry.payload, values.unwrap_or_default());
     match apply_entry(&entry, &mut exec, &context) {
         Ok(_) => {
             shared.applied.store(entry.header.meta.last_op, Ordering::Release);
-            ctx.replicate_verbatim();
+            match frame {
+                Some(frame) => {
+                    let first = entry.header.first_op().to_string();
+                    ctx.replicate_before("DR.APPLY", &[first.as_bytes()], frame)
+                }
+                None => ctx.replicate_verbatim(),
+            };
             hand_to_log(ctx, shared, || ReplicaEvent::Frame(entry.frame.to_vec()));
             ctx.reply_simple("OK")
         }
@@ -170,7 +262,7 @@ pub fn load(ctx: Ctx, args: &[&[u8]]) -> c_int {
         return ctx.reply_int(stage::is_ready().into());
     }
     let _caller = Caller::of(ctx);
-    let mut exec = Calls { ctx, flags: "!", plain_sets: plain_set::allowed(ctx, shared.caps()) };
+    let mut exec = Calls::new(ctx, shared.caps(), "!");
     match run_load(ctx, shared, &mut exec, command) {
         Ok(()) => ctx.reply_simple("OK"),
         Err(e) => ctx.reply_error(&format!("ERR loading the snapshot: {e}")),

@@ -91,9 +91,14 @@ pub fn allowed(ctx: Ctx, caps: ServerCaps) -> bool {
         && api!(RedisModule_GetNotifyKeyspaceEvents() else c_int::MAX) & !KNOWN_EVENTS == 0
 }
 
-/// Sets the key as SET does. False: nothing was done, the command has to be called.
-pub fn set(ctx: Ctx, key: &[u8], value: &[u8]) -> bool {
-    store_bytes(ctx, key, value, None, (raw::REDISMODULE_NOTIFY_STRING, c"set"))
+/// Sets the key as SET does, with an expiry where there is one, which must be held; `ready` is the value, where that was
+/// made ready. False: nothing was done, or the command has to do it again.
+pub fn set(ctx: Ctx, key: &[u8], value: &[u8], ready: Option<Prepared>, expire: Option<i64>) -> bool {
+    let event = (raw::REDISMODULE_NOTIFY_STRING, c"set");
+    match ready {
+        Some(ready) => store(ctx, key, ready.ptr().cast(), expire, event),
+        None => store_bytes(ctx, key, value, expire, event),
+    }
 }
 
 /// Sets the key as RESTORE of a plain string does; `ready` is its value, where that was made ready. False: nothing was
@@ -143,6 +148,10 @@ fn store(
     api!(RedisModule_CloseKey(handle) else ());
     if done {
         api!(RedisModule_NotifyKeyspaceEvent(ctx.0, class, event.as_ptr(), name.ptr()) else 0);
+        if expire.is_some() && class == raw::REDISMODULE_NOTIFY_STRING {
+            let class = raw::REDISMODULE_NOTIFY_GENERIC;
+            api!(RedisModule_NotifyKeyspaceEvent(ctx.0, class, c"expire".as_ptr(), name.ptr()) else 0);
+        }
     }
     done
 }
