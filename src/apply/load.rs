@@ -20,8 +20,8 @@ use crate::local::{Conn, LocalError, Reply};
 use crate::snapshot::reader::Key;
 use crate::snapshot::split::Command;
 use crate::snapshot::{
-    pieces, pieces_of_file, plain_text, restore_payload, Event, Flavor, PieceOptions, RdbReader,
-    SnapshotError, TextPieces,
+    pieces, pieces_of_file, plain_text, restore_payload, uncompressed, Event, Flavor, PieceOptions,
+    RdbReader, SnapshotError, TextPieces,
 };
 
 /// Type of strings in a file.
@@ -301,7 +301,9 @@ impl Loader<'_> {
         let mut payload = Vec::new();
         let mut text = None;
         if in_memory {
-            restore_payload(key.type_byte, key.value, rdb_version, &mut payload);
+            let written_out = uncompressed(key.type_byte, key.value);
+            let value = written_out.as_deref().unwrap_or(key.value);
+            restore_payload(key.type_byte, value, rdb_version, &mut payload);
             text = self.values.then(|| plain_text(key.type_byte, key.value)).flatten();
         } else {
             let io = |source| SnapshotError::Io { offset: key.value_at, source }.in_file(self.path);

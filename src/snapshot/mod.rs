@@ -22,7 +22,7 @@ pub mod verify;
 
 pub use aux::{AuxContent, AuxError, Mode, RdbHead};
 pub use error::SnapshotError;
-pub use payload::{plain_string, plain_text, restore_payload};
+pub use payload::{plain_string, plain_text, restore_payload, uncompressed};
 pub use reader::{Crc, Event, Flavor, RdbReader};
 pub use split::{pieces, pieces_of_file, PieceOptions};
 pub use strip::{strip_rdb, StripReport};

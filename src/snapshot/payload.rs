@@ -10,10 +10,13 @@
 use std::borrow::Cow;
 
 use super::crc64::Crc64;
-use super::input::{Slice, Take};
+use super::input::{Input, Slice, Take};
 use super::reader::Flavor;
 use super::strings::read_string;
 use super::value::types;
+
+/// First byte of a compressed string.
+const LZF: u8 = 0xc3;
 
 /// Bytes of a payload that are not the value.
 pub const PAYLOAD_OVERHEAD: usize = 1 + 2 + 8;
@@ -59,6 +62,58 @@ pub fn plain_text(type_byte: u8, raw: &[u8]) -> Option<Cow<'_, [u8]>> {
     let mut input = Slice::new(raw);
     let text = read_string(&mut input).ok()?;
     input.is_at_end().ok()?.then_some(text)
+}
+
+/// A small collection with its strings as they are, where the file has them compressed: the server then decodes nothing.
+/// `None`: it is not compressed, not of that kind, or damaged, which is left to the server.
+#[must_use]
+pub fn uncompressed(type_byte: u8, raw: &[u8]) -> Option<Vec<u8>> {
+    use types::*;
+    let mut input = Slice::new(raw);
+    let mut out = Vec::new();
+    let mut found = false;
+    match type_byte {
+        HASH_ZIPMAP..=HASH_ZIPLIST | HASH_LISTPACK | ZSET_LISTPACK | SET_LISTPACK => {
+            write_out(&mut input, &mut out, &mut found)?;
+        }
+        LIST_QUICKLIST | LIST_QUICKLIST_2 => {
+            let nodes = input.length().ok()?;
+            push_length(&mut out, nodes);
+            for _ in 0..nodes {
+                if type_byte == LIST_QUICKLIST_2 {
+                    push_length(&mut out, input.length().ok()?);
+                }
+                write_out(&mut input, &mut out, &mut found)?;
+            }
+        }
+        _ => return None,
+    }
+    (found && input.is_empty()).then_some(out)
+}
+
+/// Appends the next string of `input`; `found` is set where it is compressed.
+fn write_out(input: &mut Slice<'_>, out: &mut Vec<u8>, found: &mut bool) -> Option<()> {
+    *found |= input.peek() == Some(LZF);
+    let text = read_string(input).ok()?;
+    push_length(out, text.len() as u64);
+    out.extend_from_slice(&text);
+    Some(())
+}
+
+/// Appends a length, as files have it.
+fn push_length(out: &mut Vec<u8>, len: u64) {
+    match (u16::try_from(len), u32::try_from(len)) {
+        (Ok(n), _) if n < 1 << 6 => out.extend_from_slice(n.to_be_bytes().get(1..).unwrap_or_default()),
+        (Ok(n), _) if n < 1 << 14 => out.extend_from_slice(&(n | 0x4000).to_be_bytes()),
+        (_, Ok(n)) => {
+            out.push(0x80);
+            out.extend_from_slice(&n.to_be_bytes());
+        }
+        _ => {
+            out.push(0x81);
+            out.extend_from_slice(&len.to_be_bytes());
+        }
+    }
 }
 
 /// The first RDB version that has a type, or nothing for a type that this code does not know.
@@ -113,6 +168,31 @@ mod tests {
         restore_payload(types::LIST, &[0], 10, &mut list);
         assert_eq!(plain_string(&list), None);
         assert_eq!(plain_string(b"\0"), None);
+    }
+
+    #[test]
+    fn compressed_collections_are_written_out() {
+        // Ten times `a`.
+        const TENFOLD: &[u8] = b"\xc3\x05\x0a\x00a\xe0\x00\x00";
+        let plain = b"\x0aaaaaaaaaaa";
+        for of in [types::HASH_LISTPACK, types::SET_INTSET, types::ZSET_ZIPLIST] {
+            assert_eq!(uncompressed(of, TENFOLD).as_deref(), Some(&plain[..]));
+            assert_eq!(uncompressed(of, plain), None);
+            assert_eq!(uncompressed(of, &[TENFOLD, b"x"].concat()), None);
+            assert_eq!(uncompressed(of, &TENFOLD[..7]), None);
+        }
+        let nodes = [b"\x02\x02", TENFOLD, b"\x01\x02hi"].concat();
+        let written = [b"\x02\x02", &plain[..], b"\x01\x02hi"].concat();
+        assert_eq!(uncompressed(types::LIST_QUICKLIST_2, &nodes), Some(written));
+        for other in [types::STRING, types::HASH, types::STREAM_LISTPACKS_3, types::MODULE_2] {
+            assert_eq!(uncompressed(other, TENFOLD), None);
+        }
+        for len in [0u64, 63, 64, 16383, 16384, 70_000, 1 << 32] {
+            let mut out = Vec::new();
+            push_length(&mut out, len);
+            let mut input = Slice::new(&out);
+            assert_eq!((input.length().unwrap(), input.is_empty()), (len, true));
+        }
     }
 
     #[test]

@@ -46,15 +46,43 @@ pub(super) fn read_string_vec(input: &mut impl Take) -> Result<Vec<u8>, Snapshot
 
 /// Decodes LZF. `len` is what the file says the result must measure, `offset` where `bytes` start.
 fn lzf_decode(bytes: &[u8], len: u64, offset: u64) -> Result<Vec<u8>, SnapshotError> {
-    let mut input = Slice::at(bytes, offset);
-    let mut out = Lzf::new(bytes.len() as u64, len, offset)?;
-    let all = out.next(&mut input, len)?;
-    if out.left == 0 && out.ahead() == 0 {
-        Ok(all)
+    let bad = || SnapshotError::Corrupt { what: "bad LZF string", offset };
+    Lzf::new(bytes.len() as u64, len, offset)?;
+    let len = usize::try_from(len).map_err(|_| bad())?;
+    let mut out = Vec::with_capacity(len.min(FIRST_BUFFER));
+    let mut rest = bytes;
+    while let Some((&control, behind)) = rest.split_first() {
+        rest = behind;
+        let control = usize::from(control);
+        if control < 32 {
+            let (literal, behind) = rest.split_at_checked(control + 1).ok_or_else(bad)?;
+            out.extend_from_slice(literal);
+            rest = behind;
+        } else {
+            let mut count = control >> 5;
+            if count == 7 {
+                let (&more, behind) = rest.split_first().ok_or_else(bad)?;
+                count += usize::from(more);
+                rest = behind;
+            }
+            let (&low, behind) = rest.split_first().ok_or_else(bad)?;
+            rest = behind;
+            let back = ((control & 0x1f) << 8) + usize::from(low) + 1;
+            copy_back(&mut out, back, count + 2).ok_or_else(bad)?;
+        }
+        if out.len() > len {
+            return Err(bad());
+        }
+    }
+    if out.len() == len {
+        Ok(out)
     } else {
-        Err(out.bad())
+        Err(bad())
     }
 }
+
+/// What is allocated ahead for a string that says it is long.
+const FIRST_BUFFER: usize = 1024 * 1024;
 
 /// How far back a reference of LZF reaches.
 const LZF_WINDOW: usize = 8192;
