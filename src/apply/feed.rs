@@ -18,13 +18,8 @@ use super::{claims, prepare, ServerCaps};
 use crate::local::{Address, Conn, LocalError, Reply, Secret, Stream};
 use crate::store::{Log, LogReader, ReadError, StoreError};
 
-/// Entries in flight that the server reads by the way. More would only lengthen its turns: each is up to 256 ops.
+/// Entries in flight. More would only lengthen the server's turns: each is up to 256 ops.
 const IN_FLIGHT: usize = 4;
-/// Entries in flight of which the server reads no two in one turn: enough to do for it while this thread waits for a
-/// processor.
-const LONG_IN_FLIGHT: usize = 8;
-/// A server stops reading behind an argument of so many bytes (`PROTO_MBULK_BIG_ARG`).
-const LONG_BYTES: usize = 32 * 1024;
 /// Entries of so many bytes, which are single ops or transactions, are handed over in memory.
 const IN_MEMORY_BYTES: usize = 128 * 1024;
 /// Bytes in flight, beyond which one entry at a time is sent.
@@ -353,7 +348,7 @@ impl Session<'_> {
         };
         // Before it is waited: the main thread works on the ones before meanwhile.
         let batch = if frame.len() >= IN_MEMORY_BYTES { prepare::entry(frame) } else { None };
-        while self.is_full() {
+        while self.due.len() >= IN_FLIGHT || self.due_bytes > IN_FLIGHT_BYTES {
             self.conn.flush()?;
             match self.reply()? {
                 Next::Go => {}
@@ -375,13 +370,6 @@ impl Session<'_> {
             self.conn.flush()?;
         }
         Ok(Next::Go)
-    }
-
-    /// Whether an entry has to wait.
-    fn is_full(&self) -> bool {
-        let long = self.due.iter().filter(|due| due.bytes > LONG_BYTES).count();
-        let weight = LONG_IN_FLIGHT / IN_FLIGHT * (self.due.len() - long) + long;
-        weight >= LONG_IN_FLIGHT || self.due_bytes > IN_FLIGHT_BYTES
     }
 
     fn take_due(&mut self) -> Option<OpId> {

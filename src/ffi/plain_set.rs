@@ -1,8 +1,9 @@
-//! `SET key value` by the key API, and RESTORE of a plain string: most of many streams and datasets, and calling the
-//! command costs about half of its run.
+//! `SET key value` by the key API, also with an expiry, and RESTORE of a plain string: most of many streams and datasets,
+//! and calling the command costs about half of its run. The value may have been made ready by the thread that sends it.
 //!
 //! Taken only where the result is provably that of the command:
 //! - the value does not look like an integer, so that the command would store the same string in the same encoding;
+//! - an expiry, if there is one, is held, so that it cannot be over;
 //! - nobody is told of new keys (`notify-keyspace-events` without `n` or anything newer): the key API removes the old
 //!   value first, so that an overwritten key would be told as a new one;
 //! - no other module is loaded, which could listen to that by itself;
