@@ -15,7 +15,7 @@ use oplog_format::{
 use redisdr::capture::scanner::OpCursor;
 use redisdr::capture::EntryBuilder;
 use redisdr::local::push_command;
-use redisdr::snapshot::crc64::Crc64;
+use redisdr::snapshot::crc64::{crc64, Crc64};
 
 /// About `bytes` of SETs with values of `size` bytes.
 fn sets(bytes: usize, size: usize) -> Vec<u8> {
@@ -162,6 +162,8 @@ fn checksums(c: &mut Criterion) {
         });
     });
     group.finish();
+    // What a short value of a copy is given: the cost of a call counts.
+    c.bench_function("crc64-120", |b| b.iter(|| crc64(black_box(bytes.get(..120).unwrap_or_default()))));
 }
 
 criterion_group!(benches, streams, entries, compressed, checksums);
