@@ -360,6 +360,7 @@ impl Node {
         let spawned = super::spawn("dr-saved", move || node.take_note_of(&file));
         if let Err(e) = spawned {
             log::error!("no thread for following a save: {e}");
+            *self.making.lock() = None;
         }
         making.snapshot().map(Some)
     }
