@@ -133,6 +133,62 @@ fn a_copy_is_the_same_with_and_without_listeners(version: Version) {
     assert_eq!(target.status().full_syncs(), 1, "{version}");
 }
 
+for_each_server!(long_ops_arrive_in_memory);
+
+/// Long values, alone, with an expiry and in a transaction, at a target whose replica and AOF get them, too.
+fn long_ops_arrive_in_memory(version: Version) {
+    let source = Server::start(version);
+    source.wait_state("capturing");
+    let target = Server::builder(version).arg("service-id", 1).config("appendonly", "yes").start();
+    let replica = Server::builder(version).arg("service-id", 1).start();
+    replica.replicate(&target);
+    replica.set_config("replicaof", &format!("127.0.0.1 {}", target.port()));
+    cmd!(target.client(), "DR.LINK", source.endpoint()).ok();
+    in_step(&source, &target);
+    let before = received(&target);
+    let mut pipe = Pipe::new();
+    for (n, len) in [100_000usize, 127_000, 132_000, 1_000_000, 5_000_000].into_iter().enumerate() {
+        let value = vec![b'a' + u8::try_from(n).unwrap(); len];
+        let name = |kind: &str| format!("{kind}:{len}").into_bytes();
+        pipe.add(&[b"SET".to_vec(), name("text"), value.clone()]);
+        pipe.add(&[b"SET".to_vec(), name("ends"), value.clone(), b"EX".to_vec(), b"5000".to_vec()]);
+        pipe.add(&[b"SETEX".to_vec(), name("over"), b"5000".to_vec(), value.clone()]);
+        pipe.add(&[b"SET".to_vec(), name("over"), value.clone()]);
+        pipe.add(&[b"RPUSH".to_vec(), name("list"), value.clone(), value.clone()]);
+        pipe.add(&["MULTI"]).add(&["INCR", "counter"]);
+        pipe.add(&[b"SET".to_vec(), name("queued"), value.clone()]);
+        pipe.add(&[b"SET".to_vec(), name("queued"), vec![b'7'; len]]);
+        pipe.add(&["INCR", "counter"]).add(&["EXEC"]);
+        pipe.add(&[b"APPEND".to_vec(), name("text"), b"more".to_vec()]);
+    }
+    source.client().run_good(&pipe);
+    in_step(&source, &target);
+    if version.has(7, 0) {
+        // The two shorter lengths, but for lists and transactions of them, go by the connection.
+        let bytes = received(&target) - before;
+        assert!(bytes < 2_000_000, "{version}: {bytes} bytes came by a connection");
+    }
+    replica.wait_in_step(&target);
+    // How much APPEND has reserved ends with the process.
+    let same = |what: &str| {
+        assert_eq!(digest(&source), digest(&target), "{version}, {what}: target");
+        assert_eq!(digest(&source), digest(&replica), "{version}, {what}: replica");
+        let seen = look(&target, false);
+        assert_eq!(seen, look(&replica, false), "{version}, {what}");
+        assert_eq!(
+            seen.values().filter(|replies| replies[2] == Reply::Int(1)).count(),
+            5,
+            "{version}, {what}"
+        );
+    };
+    same("at first");
+    target.restart();
+    target.wait_status("the target goes on", |s| s.state() == "streaming");
+    replica.wait_in_step(&target);
+    same("after a restart of the target");
+    assert_eq!(cmd!(target.client(), "GET", "counter").int(), 10, "{version}");
+}
+
 for_some_servers!(nobody_else_takes_a_batch);
 
 /// A client tries all tokens while a copy is loaded and ops are applied.

@@ -173,6 +173,58 @@ fn site_tracking(site: &Site) -> Conn {
 
 for_each_server!(same_as_the_command);
 
+for_each_server!(same_with_an_expiry);
+
+/// SET with an expiry: over values of other kinds, over an expiry, and the events in their order.
+fn same_with_an_expiry(server: Version) {
+    let (source, target) = two(server.name);
+    let (mut a, mut b) = (source.conn(), target.conn());
+    run(&mut b, &["CONFIG SET notify-keyspace-events KEA"]);
+    let mut events =
+        subscriber(&target, &["__keyevent@0__:set", "__keyevent@0__:expire", "__keyevent@0__:del"]);
+    for (i, (name, value)) in values().iter().enumerate() {
+        let key = format!("key {name}");
+        match i % 3 {
+            0 => a.call(&["RPUSH", &key, "a", "b"]),
+            1 => a.call(&["SET", &key, "before", "EX", "7"]),
+            _ => a.call(&["SET", &key, "12"]),
+        };
+        let reply = a.call(&[&b"SET"[..], key.as_bytes(), value, b"PX", b"5000000"]);
+        assert!(reply.error().is_none(), "{reply:?}");
+    }
+    run(&mut a, &["SET end end"]);
+    wait_in_step(&source, &target);
+    let without_time = |conn: &mut Conn| {
+        let mut seen = look(conn, server.valkey);
+        for replies in seen.values_mut() {
+            let ms = replies.remove(1).int();
+            assert!(ms == -1 || (4_000_000..=5_000_000).contains(&ms), "{ms}");
+        }
+        seen
+    };
+    let (left, right) = (without_time(&mut a), without_time(&mut b));
+    assert_eq!(left.len(), values().len() + 1);
+    for (key, replies) in &left {
+        assert_eq!(Some(replies), right.get(key), "{}", String::from_utf8_lossy(key));
+    }
+    let seen = messages(&mut events, "end");
+    for (i, (name, _)) in values().iter().enumerate() {
+        let key = format!("key {name}");
+        let told = seen.iter().filter(|(_, k)| *k == key).map(|(c, _)| c.rsplit(':').next().unwrap());
+        let mut expected = match i % 3 {
+            0 => vec![],
+            1 => vec!["set", "expire"],
+            _ => vec!["set"],
+        };
+        expected.extend(["set", "expire"]);
+        assert_eq!(told.collect::<Vec<_>>(), expected, "{key}");
+    }
+    let by_key_api = server.has(7, 0) && (!server.valkey || server.has_valkey(9, 0));
+    let called = sets_called(&mut b);
+    let looks = values().iter().filter(|(n, _)| n.starts_with("odd")).count() as u64;
+    assert!(!by_key_api || called <= looks + values().len() as u64 / 3 + 1, "{called} SETs were called");
+}
+
 /// Whoever asks for new keys gets those that are new, and not those that were there.
 #[test]
 fn new_keys_are_told_as_the_command_tells_them() {
