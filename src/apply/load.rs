@@ -173,7 +173,23 @@ pub fn load(
 ) -> Result<LoadProgress, LoadError> {
     let file =
         File::open(plan.path).map_err(|e| SnapshotError::Io { offset: 0, source: e }.in_file(plan.path))?;
-    let mut reader = RdbReader::new(BufReader::with_capacity(1 << 20, file)).keep_at_most(KEEP_BYTES);
+    load_from(plan, file, &mut || Ok(()), conn, stop, tell)
+}
+
+/// As [`load`], of a file that is still being written: `input` reads behind its writer. What it has given is in the
+/// file. `checked` is asked when all of it is loaded, before the dataset is said to be whole.
+///
+/// # Errors
+/// [`LoadError`]; the dataset is then not whole.
+pub fn load_from(
+    plan: &LoadPlan<'_>,
+    input: impl Read,
+    checked: &mut dyn FnMut() -> Result<(), String>,
+    conn: &mut Conn,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(LoadProgress),
+) -> Result<LoadProgress, LoadError> {
+    let mut reader = RdbReader::new(BufReader::with_capacity(1 << 20, input)).keep_at_most(KEEP_BYTES);
     let (keys, values) = (Waiting::default(), handoff::takes_values());
     let progress = LoadProgress::default();
     let mut loader =
@@ -213,6 +229,7 @@ pub fn load(
     if !whole {
         return Ok(loader.progress);
     }
+    checked().map_err(LoadError::Refused)?;
     let lineage = codec::encode(plan.lineage).map_err(|e| LoadError::Refused(e.to_string()))?;
     loader.call(&[b"DR._LOAD", b"END", plan.op_id.to_string().as_bytes(), &lineage])?;
     (loader.tell)(loader.progress);

@@ -23,6 +23,8 @@ pub enum LoadCommand<'a> {
     },
     /// Empties the dataset.
     Begin,
+    /// Empties it of what has been loaded; nothing is being loaded any more.
+    Drop,
     /// Restores keys.
     Keys {
         /// Database.
@@ -122,6 +124,7 @@ pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
     match (step, rest) {
         (b"TRY", [payload]) => Ok(LoadCommand::Try { payload }),
         (b"BEGIN", []) => Ok(LoadCommand::Begin),
+        (b"DROP", []) => Ok(LoadCommand::Drop),
         (b"KEYS", [db, keys @ ..]) if keys.len() % 3 == 0 && !keys.is_empty() => {
             let parse = |k: &[&'a [u8]]| match k {
                 [key, expire, payload] => Ok(LoadKey { key, expire_ms: number(expire, "expiry")?, payload }),
@@ -161,7 +164,7 @@ pub fn decode_load<'a>(args: &[&'a [u8]]) -> Result<LoadCommand<'a>, String> {
             first_op: number(op, "op id")?,
         }),
         _ => {
-            Err("DR._LOAD TRY | BEGIN | KEYS | PACK | REF | CMD | CMDS | PART | READY | TEXT | END | HISTORY"
+            Err("DR._LOAD TRY | BEGIN | KEYS | PACK | REF | CMD | CMDS | PART | READY | TEXT | END | DROP | HISTORY"
                 .to_owned())
         }
     }

@@ -323,6 +323,15 @@ fn run_load(
             }
             exec.call(&[b"FLUSHALL", b"ASYNC"])
         }
+        LoadCommand::Drop => {
+            stage::clear();
+            shared.loading_data.store(false, Ordering::Release);
+            ctx.replicate_verbatim();
+            if is_replayed(ctx) {
+                return Ok(());
+            }
+            exec.call(&[b"FLUSHALL", b"ASYNC"])
+        }
         LoadCommand::Keys { db, keys } => {
             load_keys(exec, db, &keys, Vec::new())?;
             ctx.replicate_verbatim();

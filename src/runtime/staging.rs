@@ -1,7 +1,9 @@
 //! A copy of the source's data on its way in: written to a file, and checked from there while it grows.
 //!
 //! The check reads what the file gives back, behind the writer and as fast as it can: it holds nothing up, and what
-//! waits for it waits on disk. Nothing of this node changes before all of it has passed.
+//! waits for it waits on disk. Nothing of this node changes before all of it has passed, unless there is nothing to
+//! lose: an empty node loads the copy while it comes, is not said to be whole before the check has passed, and is empty
+//! again if it does not.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -38,6 +40,10 @@ struct Progress {
     given_up: bool,
     /// How the check has ended.
     outcome: Option<Result<RdbSummary, String>>,
+    /// All has passed: what is loaded while it came may be the dataset.
+    passed: bool,
+    /// How the loading while it came has ended; its keys.
+    loaded: Option<Result<u64, String>>,
 }
 
 /// What writer and checker share.
@@ -52,6 +58,14 @@ impl Shared {
         change(&mut self.progress.lock());
         self.changed.notify_all();
     }
+}
+
+/// Runs a thread's work; a panic is an error of the transfer.
+fn guarded<T>(thread: &str, work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        log::error!("thread {thread} panicked");
+        Err(format!("thread {thread} panicked"))
+    })
 }
 
 /// Reads a file behind the one who writes it, and waits for more where there is none yet.
@@ -90,6 +104,8 @@ pub struct Staged {
     file: File,
     shared: Arc<Shared>,
     check: Option<JoinHandle<()>>,
+    /// Loads while the rest is still coming.
+    early: Option<JoinHandle<()>>,
 }
 
 impl Staged {
@@ -109,21 +125,65 @@ impl Staged {
         let open = File::options().read(true).write(true).create(true).truncate(true).open(&path);
         let file = open.map_err(in_words)?;
         let shared = Arc::new(Shared::default());
-        let behind = Behind { file: file.try_clone().map_err(in_words)?, at: 0, shared: Arc::clone(&shared) };
-        let own = Arc::clone(&shared);
+        let behind = || -> Result<Behind, String> {
+            Ok(Behind { file: file.try_clone().map_err(in_words)?, at: 0, shared: Arc::clone(&shared) })
+        };
+        let (own, input) = (Arc::clone(&shared), behind()?);
         let check = std::thread::Builder::new().name("dr-link-check".to_owned()).spawn(move || {
-            let run = std::panic::AssertUnwindSafe(|| verify(behind, &mut |_, _| {}));
-            let outcome = match std::panic::catch_unwind(run) {
-                Ok(checked) => checked.map_err(|e| format!("the snapshot: {e}")),
-                Err(_) => {
-                    log::error!("thread dr-link-check panicked");
-                    Err("the check of the snapshot panicked".to_owned())
-                }
-            };
+            let outcome = guarded("dr-link-check", || {
+                verify(input, &mut |_, _| {}).map_err(|e| format!("the snapshot: {e}"))
+            });
             own.change(|p| p.outcome = Some(outcome));
         });
         let check = check.map_err(|e| format!("no thread for checking the snapshot: {e}"))?;
-        Ok(Self { node: Arc::clone(node), meta: meta.clone(), file, shared, check: Some(check) })
+        let early_input = if node.is_fresh() { Some(behind()?) } else { None };
+        let mut staged = Self {
+            node: Arc::clone(node),
+            meta: meta.clone(),
+            file,
+            shared,
+            check: Some(check),
+            early: None,
+        };
+        if let Some(input) = early_input {
+            staged.load_early(input)?;
+        }
+        Ok(staged)
+    }
+
+    fn load_early(&mut self, input: Behind) -> Result<(), String> {
+        let (node, meta, shared) = (Arc::clone(&self.node), self.meta.clone(), Arc::clone(&self.shared));
+        let early = std::thread::Builder::new().name("dr-link-load".to_owned()).spawn(move || {
+            let mut passed = || {
+                let mut progress = shared.progress.lock();
+                while !progress.passed && !progress.given_up {
+                    shared.changed.wait(&mut progress);
+                }
+                if progress.passed {
+                    Ok(())
+                } else {
+                    Err("the transfer has ended".to_owned())
+                }
+            };
+            let loaded = guarded("dr-link-load", || node.load_coming_copy(input, &meta, &mut passed));
+            shared.change(|p| p.loaded = Some(loaded));
+        });
+        self.early = Some(early.map_err(|e| format!("no thread for loading the snapshot: {e}"))?);
+        Ok(())
+    }
+
+    /// Loads what has been checked, or lets what is loaded already be the dataset.
+    fn loaded(&mut self) -> Result<u64, String> {
+        if self.early.is_none() {
+            return self.node.load_copy(&self.node.staging_path(), self.meta.op_id, &self.meta.lineage);
+        }
+        self.shared.change(|p| p.passed = true);
+        if let Some(early) = self.early.take() {
+            drop(early.join());
+        }
+        let loaded = self.shared.progress.lock().loaded.take();
+        let loaded = loaded.unwrap_or_else(|| Err("the loading of the snapshot has gone".to_owned()));
+        loaded.inspect_err(|_| self.node.drop_coming_copy())
     }
 
     /// Waits for the check, which has all bytes.
@@ -171,12 +231,12 @@ impl Staging for Staged {
         // copy anew.
         let summary = self.checked()?;
         self.compare(&summary)?;
-        let (node, meta) = (&self.node, &self.meta);
-        node.check_modules(&summary.modules)?;
+        self.node.check_modules(&summary.modules)?;
+        let (node, meta) = (Arc::clone(&self.node), self.meta.clone());
         // Its log is about to be cut under it.
         node.stop_feed();
         node.keep_as_orphans(&meta.lineage, meta.op_id, "the source's data replaced this node's")?;
-        let keys = node.load_copy(&node.staging_path(), meta.op_id, &meta.lineage)?;
+        let keys = self.loaded()?;
         node.log.reset(meta.lineage.clone(), meta.op_id + 1).map_err(|e| e.to_string())?;
         node.set_ident(|i| {
             i.mode = Mode::Target;
@@ -201,5 +261,9 @@ impl Drop for Staged {
     fn drop(&mut self) {
         self.shared.change(|p| p.given_up = true);
         self.join();
+        if let Some(early) = self.early.take() {
+            drop(early.join());
+            self.node.drop_coming_copy();
+        }
     }
 }

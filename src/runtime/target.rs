@@ -13,7 +13,7 @@ use super::node::Node;
 use super::shared::Mode;
 use super::staging::Staged;
 use crate::apply::feed::{Feed, FeedConfig, FeedEnd};
-use crate::apply::load::{load, LoadPlan};
+use crate::apply::load::{load, load_from, LoadPlan, LoadProgress};
 use crate::link::{LinkState, SnapshotMeta, Staging, TargetHello, TargetHost};
 use crate::local::LocalError;
 use crate::runtime::gate::GateMode;
@@ -26,6 +26,9 @@ const SAVE_AGAIN: Duration = Duration::from_secs(10);
 
 /// A loaded copy is saved once the node follows, or after this long.
 const FOLLOWING: Duration = Duration::from_secs(1);
+
+/// What goes on while a copy replaces the dataset.
+const COPYING: &str = "a snapshot of the source is being loaded";
 
 /// What a linked server answers to writes.
 pub const FENCED: &str = "READONLY this server is linked to";
@@ -99,7 +102,7 @@ impl Node {
         lineage: &Lineage,
     ) -> Result<u64, String> {
         self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
-        self.load_rdb(path, op_id, lineage, "a snapshot of the source is being loaded")
+        self.load_rdb(path, op_id, lineage, COPYING)
     }
 
     /// Replaces the dataset by what an RDB holds, with expiries held.
@@ -115,13 +118,8 @@ impl Node {
     ) -> Result<u64, String> {
         let total = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?.len();
         self.load_bytes.store(0, Ordering::Relaxed);
-        self.load_keys.store(0, Ordering::Relaxed);
         self.load_total.store(total, Ordering::Relaxed);
-        self.stop_feed();
-        self.shared.diverged.store(None);
-        self.warn("apply", "");
-        self.shared.hold.store(true, Ordering::Release);
-        self.close_for_loading(what);
+        self.begin_load(what);
         let mut conn = self.connect().map_err(|e| e.to_string())?;
         let plan = LoadPlan { path, op_id, lineage, only_before: None };
         let done = load(&plan, &mut conn, &self.shared.stopping, &mut |p| {
@@ -130,6 +128,63 @@ impl Node {
         })
         .map_err(|e| format!("loading {}: {e}", path.display()))?;
         Ok(done.keys)
+    }
+
+    fn begin_load(&self, what: &str) {
+        self.load_keys.store(0, Ordering::Relaxed);
+        self.stop_feed();
+        self.shared.diverged.store(None);
+        self.warn("apply", "");
+        self.shared.hold.store(true, Ordering::Release);
+        self.close_for_loading(what);
+    }
+
+    /// Loads a copy of the source's data while it comes; `input` reads the staged file behind its writer, and
+    /// `checked` waits for the check of the whole.
+    ///
+    /// # Errors
+    /// As [`load_copy`](Self::load_copy).
+    pub fn load_coming_copy(
+        &self,
+        input: impl std::io::Read,
+        meta: &SnapshotMeta,
+        checked: &mut dyn FnMut() -> Result<(), String>,
+    ) -> Result<u64, String> {
+        self.state.change(|s| s.loading = true).map_err(|e| e.to_string())?;
+        self.begin_load(COPYING);
+        let mut conn = self.connect().map_err(|e| e.to_string())?;
+        let path = self.staging_path();
+        let plan = LoadPlan { path: &path, op_id: meta.op_id, lineage: &meta.lineage, only_before: None };
+        // How many bytes there are is told by the link.
+        let mut tell = |p: LoadProgress| self.load_keys.store(p.keys, Ordering::Relaxed);
+        let done = load_from(&plan, input, checked, &mut conn, &self.shared.stopping, &mut tell);
+        done.map(|p| p.keys).map_err(|e| format!("loading {}: {e}", path.display()))
+    }
+
+    /// A copy that was being loaded while it came does not come to its end: the node is empty, as it was before.
+    pub fn drop_coming_copy(&self) {
+        if self.stopping() {
+            // Remembered as not whole.
+            return;
+        }
+        let dropped = self.connect().and_then(|mut conn| conn.call(&[b"DR._LOAD", b"DROP"]).map(drop));
+        if let Err(e) = dropped {
+            return log::warn!(
+                "what was loaded of a snapshot could not be dropped, the next one replaces it: {e}"
+            );
+        }
+        self.remember(|s| s.loading = false);
+        self.raise_fence();
+    }
+
+    /// Whether the dataset is nothing that could be lost: no keys and no history but that of its own start, or the
+    /// part of a copy.
+    pub fn is_fresh(&self) -> bool {
+        let incomplete = self.state.get().loading && !self.shared.applied_known.load(Ordering::Acquire);
+        let no_keys = self.connect().and_then(|mut c| has_keys(&mut c)).map(|k| !k).unwrap_or(false);
+        // A dataset whose position nobody knows cannot follow; without keys there is nothing to lose.
+        let unknown = !self.shared.applied_known.load(Ordering::Acquire);
+        incomplete || (no_keys && (unknown || self.only_started()))
     }
 
     /// Before anything is touched: has this server the modules whose values the snapshot holds?
@@ -207,16 +262,12 @@ impl Node {
 impl TargetHost for Target {
     fn hello(&self) -> TargetHello {
         let node = &self.0;
-        let incomplete = node.state.get().loading && !node.shared.applied_known.load(Ordering::Acquire);
-        let no_keys = node.connect().and_then(|mut c| has_keys(&mut c)).map(|k| !k).unwrap_or(false);
-        // A dataset whose position nobody knows cannot follow; without keys there is nothing to lose.
-        let unknown = !node.shared.applied_known.load(Ordering::Acquire);
         TargetHello {
             identity: node.identity(),
             node: node.state.node(),
             lineage: node.log.lineage(),
             last_op: node.log.written(),
-            fresh: incomplete || (no_keys && (unknown || node.only_started())),
+            fresh: node.is_fresh(),
             consent: *node.consent.lock(),
         }
     }

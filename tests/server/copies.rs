@@ -261,3 +261,45 @@ fn a_source_that_is_stopped_meanwhile_ends(v: Version) {
     assert_untouched(&target);
 }
 for_some_servers!(a_source_that_is_stopped_meanwhile_ends);
+
+/// An empty target loads what comes; clients wait. If the rest does not come it is empty again, and its operator's own.
+fn an_empty_target_is_empty_again(v: Version) {
+    let source = slow_source(v, 200);
+    let target = Server::builder(v).arg("service-id", 1).source(&source).start();
+    target.wait_status("loading what comes", |s| {
+        s.state() == "snapshot" && s.number("link/snapshot_keys") > 100
+    });
+    let reply = target.client().line("GET any");
+    assert!(reply.error().is_some_and(|e| e.starts_with("LOADING")), "{reply:?}");
+    source.kill9();
+    target.wait_status("without its source", |s| s.state() != "snapshot");
+    until("the target is empty", || {
+        let size = target.client().line("DBSIZE");
+        size.error().is_none() && size.int() == 0
+    });
+    assert!(cmd!(target.client(), "GET", "key 0").is_nil());
+    assert!(!target.dir().join("dr/staging.rdb").exists(), "what was received is still there");
+    cmd!(target.client(), "DR.CUTLINK").good();
+    target.wait_state("capturing");
+    cmd!(target.client(), "SET", "own", "data").ok();
+}
+for_some_servers!(an_empty_target_is_empty_again);
+
+/// What an empty target has loaded of a damaged copy is never its dataset.
+fn damage_of_what_an_empty_target_loads_is_seen(v: Version) {
+    let source = slow_source(v, 200);
+    set_delay(&source, 200);
+    for (n, action) in [Action::Flip(3), Action::Drop(5)].into_iter().enumerate() {
+        let proxy = Proxy::start(source.endpoint());
+        let target = Server::builder(v).arg("service-id", 1).start();
+        target.wait_state("capturing");
+        cmd!(source.client(), "INCR", "counter").good();
+        proxy.fault(Direction::Down, 200_000 + 100_000 * n as u64, action);
+        cmd!(target.client(), "DR.LINK", proxy.addr()).ok();
+        wait_equal(&source, &target);
+        wait_syncs(&target, 1);
+        assert_eq!(proxy.fired(), 1, "{action:?}");
+        cmd!(source.client(), "DR.CUTLINK", 1).good();
+    }
+}
+for_some_servers!(damage_of_what_an_empty_target_loads_is_seen);
