@@ -13,8 +13,6 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::OnceLock;
 
-use parking_lot::Mutex;
-
 /// Batches that may wait, of all senders together. One that finds no slot sends its data itself.
 pub const SLOTS: usize = 16;
 
@@ -106,10 +104,20 @@ pub enum Batch {
     Entry(Entry),
 }
 
-/// A token and its batch.
-type Slot = Mutex<Option<(u64, Batch)>>;
+/// A place for a batch. Nobody waits for it: whoever changes `token` to [`CLAIMED`] has the slot, from a batch's to take
+/// that, from [`FREE`] to leave one.
+struct Slot {
+    token: AtomicU64,
+    batch: AtomicPtr<Batch>,
+}
 
-static TABLE: [Slot; SLOTS] = [const { Mutex::new(None) }; SLOTS];
+/// Token of an empty slot.
+const FREE: u64 = 0;
+/// Token of one that is being filled.
+const CLAIMED: u64 = u64::MAX;
+
+static TABLE: [Slot; SLOTS] =
+    [const { Slot { token: AtomicU64::new(FREE), batch: AtomicPtr::new(std::ptr::null_mut()) } }; SLOTS];
 /// Number of the next batch: tokens are never used again.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -143,21 +151,31 @@ pub fn put(batch: Batch) -> Result<Ticket, Batch> {
     for _ in 0..SLOTS {
         let token = NEXT.fetch_add(1, Ordering::Relaxed);
         let Some(slot) = slot(token) else { break };
-        let mut content = slot.lock();
-        if content.is_none() {
-            *content = Some((token, batch));
+        if slot.token.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+            slot.batch.store(Box::into_raw(Box::new(batch)), Ordering::Relaxed);
+            slot.token.store(token, Ordering::Release);
             return Ok(Ticket(token));
         }
     }
     Err(batch)
 }
 
-/// Takes a batch out of its slot; `None`: there is none of that token. Never waits for long: the lock is held for a move.
+/// Takes a batch out of its slot; `None`: there is none of that token. Never waits.
 #[must_use]
 pub fn take(token: u64) -> Option<Batch> {
-    let mut content = slot(token)?.lock();
-    let (_, batch) = content.take_if(|(of, _)| *of == token)?;
-    Some(batch)
+    if token == FREE || token == CLAIMED {
+        return None;
+    }
+    let slot = slot(token)?;
+    // Claimed until the pointer is out of it.
+    slot.token.compare_exchange(token, CLAIMED, Ordering::Acquire, Ordering::Relaxed).ok()?;
+    let batch = slot.batch.swap(std::ptr::null_mut(), Ordering::Relaxed);
+    slot.token.store(FREE, Ordering::Release);
+    if batch.is_null() {
+        return None;
+    }
+    // SAFETY: made by `Box::into_raw` in `put`, and only the one who changed the token, which is here, gets it.
+    Some(*unsafe { Box::from_raw(batch) })
 }
 
 #[cfg(test)]
@@ -213,6 +231,47 @@ mod tests {
         assert_eq!(next.token() % SLOTS as u64, token % SLOTS as u64);
         drop(all);
         assert_eq!(db_of(take(next.token())), Some(50));
+        assert_eq!(ALIVE.load(Ordering::Relaxed), 0);
+        for no_token in [FREE, CLAIMED] {
+            assert_eq!(db_of(take(no_token)), None);
+        }
+        each_batch_goes_to_one_of_many();
+    }
+
+    /// Senders and takers at once: each batch is had once, and none is left.
+    fn each_batch_goes_to_one_of_many() {
+        const EACH: u32 = 20_000;
+        let had = AtomicI64::new(0);
+        let (tokens, ask) = crossbeam_channel::bounded::<u64>(SLOTS);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let tokens = tokens.clone();
+                scope.spawn(move || {
+                    let mut tickets = std::collections::VecDeque::new();
+                    for n in 0..EACH {
+                        if let Ok(ticket) = put(batch(n)) {
+                            let _ = tokens.send(ticket.token());
+                            tickets.push_back(ticket);
+                        }
+                        if tickets.len() > 4 {
+                            drop(tickets.pop_front());
+                        }
+                    }
+                });
+                let (ask, had) = (ask.clone(), &had);
+                scope.spawn(move || {
+                    while let Ok(token) = ask.recv() {
+                        if let Some(taken) = take(token) {
+                            had.fetch_add(1, Ordering::Relaxed);
+                            drop(taken);
+                        }
+                        assert_eq!(db_of(take(token)), None);
+                    }
+                });
+            }
+            drop(tokens);
+        });
+        assert!(had.load(Ordering::Relaxed) > 0);
         assert_eq!(ALIVE.load(Ordering::Relaxed), 0);
     }
 }
