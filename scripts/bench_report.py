@@ -69,7 +69,8 @@ def markdown(path, run, rows, curves, args):
         command += " --only " + " ".join(args.only)
     m = run["machine"]
     out = [f"`{command}`, {m['date']}, {m['cores']} cores ({m['cpu']}), load {m['load']:.1f} at the start, {m['seconds']} s.", ""]
-    out += ["| what | measured | spread | floor | goal | verdict |", "|---|---|---|---|---|---|"]
+    if rows:
+        out += ["| what | measured | spread | floor | goal | verdict |", "|---|---|---|---|---|---|"]
     for r in rows:
         verdict = f"**{r.verdict()}**" if r.verdict() == "MISSED" else r.verdict()
         unit = f" {r.unit}" if r.unit else ""

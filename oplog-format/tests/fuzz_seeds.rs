@@ -59,9 +59,12 @@ fn the_targets_hold_over_the_corpus() {
     let seeds = seeds();
     let mut dice = Dice(0x9E37_79B9_7F4A_7C15);
     let mutated = (0..40_000).map(|_| mutate(&mut dice, &seeds)).collect::<Vec<_>>();
-    for data in seeds.iter().chain(&mutated) {
+    for (n, data) in seeds.iter().chain(&mutated).enumerate() {
         checks::decode_entry(data);
-        checks::packed(data);
+        // Compresses and decompresses, which is slower than the rest by far.
+        if n < seeds.len() || n % 20 == 0 {
+            checks::packed(data);
+        }
         checks::segment(data);
         checks::parse_op(data);
         checks::codec(data);

@@ -61,6 +61,11 @@ impl Server {
 
     /// Starts it with arguments before and behind those that every server gets.
     pub fn launch(binary: &PathBuf, before: &[&str], args: &[&str]) -> Self {
+        // Between finding a free port and the server's bind another test may have taken it.
+        (0..10).find_map(|_| Self::try_launch(binary, before, args)).expect("a server that starts")
+    }
+
+    fn try_launch(binary: &PathBuf, before: &[&str], args: &[&str]) -> Option<Self> {
         let dir = tempfile::Builder::new().prefix("capture-").tempdir().unwrap();
         let port = free_port();
         let log = dir.path().join("log");
@@ -74,9 +79,14 @@ impl Server {
             .spawn()
             .expect("a redis-server is needed");
         let dial = Dial { addr: Address::Tcp("127.0.0.1".to_owned(), port), secret: Secret(None) };
-        let server = Self { child, port, dir, dial };
-        until("the server starts", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        server
+        let mut server = Self { child, port, dir, dial };
+        let mut ended = false;
+        until("the server starts", || {
+            ended = server.child.try_wait().unwrap().is_some();
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            ended || ["eady to accept connections", "Sentinel ID is"].iter().any(|line| text.contains(line))
+        });
+        (!ended).then_some(server)
     }
 
     pub fn conn(&self) -> Conn {
