@@ -49,8 +49,8 @@ def remove_rdb(source):
 @row("full-sync")
 def full_sync(bench):
     """A full copy to a new target beside a native full sync of the same data."""
-    rounds = bench.pick(2, 3)
-    keys, count = bench.pick(200_000, 2_000_000), bench.pick(4_000, 20_000)
+    rounds = 3
+    keys, count = bench.pick(400_000, 2_000_000), bench.pick(10_000, 20_000)
     rows = []
     loads = (("strings", f"{keys:,} strings of 100 B", sets(bench, keys * 4, keys=keys, name="full-sync-strings")),
              ("hashes", f"{count:,} hashes of 100 fields", hashes(bench, count)))
