@@ -34,13 +34,15 @@ def machine():
             "load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
 
 
-def build(given):
-    """The module, and the load generator."""
+def build(given, names):
+    """The module, the load generator, and the benches without a server where they are asked for."""
     cargo = ["cargo", "build", "--release", "--quiet"]
     out = os.path.join(TOP, os.environ.get("CARGO_TARGET_DIR", "target"), "release")
     subprocess.run(cargo + ["--example", "bench_load"], cwd=TOP, check=True)
     if not given:
         subprocess.run(cargo, cwd=TOP, check=True)
+    if {"codec", "open-log"} & set(names):
+        subprocess.run(["cargo", "bench", "--quiet", "--no-run", "--bench", "codec", "--bench", "log"], cwd=TOP, check=True)
     return os.path.abspath(given or os.path.join(out, "libredisdr.so")), os.path.join(out, "examples", "bench_load")
 
 
@@ -93,7 +95,7 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = args.only or [name for name in ROWS if args.full or name not in LONG]
     about = machine()
-    bench = Bench(args.server, *build(args.module), args.full)
+    bench = Bench(args.server, *build(args.module, names), args.full)
     began = time.monotonic()
     try:
         rows, failed = measure(bench, names)
