@@ -70,7 +70,7 @@ ensure_cargo() {
         PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
         export PATH
     fi
-    have cargo || die "cargo is missing: install Rust 1.80 or later with rustup (minimal profile, with the components
+    have cargo || die "cargo is missing: install Rust 1.88 or later with rustup (minimal profile, with the components
 rustfmt and clippy), or Debian's packages cargo, rustfmt and rust-clippy where they are new enough"
     cargo fmt --version >/dev/null 2>&1 || die "cargo fmt is missing: rustup component add rustfmt"
     cargo clippy --version >/dev/null 2>&1 || die "cargo clippy is missing: rustup component add clippy"
