@@ -22,8 +22,8 @@ pub fn entry(frame: &[u8]) -> Option<Batch> {
     Some(Batch::Entry(Entry { frame: Prepared::new(frame)?, values }))
 }
 
-/// The values of `least` bytes and more that SETs store as they are, with their places. What is no op ends it: whoever applies the entry finds
-/// it and tells.
+/// The values of `least` bytes and more that SETs store as they are, with their places. What is no op ends it: whoever
+/// applies the entry finds it and tells.
 fn values<T>(payload: &[u8], least: usize, make: impl Fn(&[u8]) -> Option<T>) -> Vec<(usize, T)> {
     let mut found = Vec::new();
     let mut args: Vec<Arg> = Vec::with_capacity(8);

@@ -303,3 +303,27 @@ fn damage_of_what_an_empty_target_loads_is_seen(v: Version) {
     }
 }
 for_some_servers!(damage_of_what_an_empty_target_loads_is_seen);
+
+/// Bytes behind the end of the RDB: all keys load, the link brings what the source has, and only the check of the whole
+/// says that it is no copy.
+fn what_fails_the_check_only_is_not_a_dataset(v: Version) {
+    let source = Server::builder(v).arg("service-id", 0).start();
+    fill(&source, 200);
+    cmd!(source.client(), "DR.SNAPSHOT").good();
+    let rdb = source.dir().join("dump.rdb");
+    until("the snapshot is there", || source.status().number("snapshot_op_id") > 0);
+    let op = source.status().number("snapshot_op_id");
+    let whole = fs::read(&rdb).unwrap();
+    fs::write(&rdb, [whole.as_slice(), b"more"].concat()).unwrap();
+    let target = Server::builder(v).arg("service-id", 1).start();
+    target.wait_state("capturing");
+    cmd!(target.client(), "DR.LINK", source.endpoint()).ok();
+    target.wait_status("told", |s| s.text("link/last_error").contains("the snapshot: "));
+    assert_eq!(target.status().full_syncs(), 0);
+    assert!(target.status().number("applied_op_id") < op, "what was loaded has a position");
+    cmd!(source.client(), "INCR", "counter").good();
+    cmd!(source.client(), "DR.SNAPSHOT").good();
+    wait_equal(&source, &target);
+    wait_syncs(&target, 1);
+}
+for_some_servers!(what_fails_the_check_only_is_not_a_dataset);
